@@ -1,0 +1,50 @@
+# make figures   everything from nothing: environment, executed notebooks, figures/
+# make test      the same environment; lint, tests, notebooks
+# make lab       JupyterLab on the notebooks
+# make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about an hour on 2 cores)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_DISABLE_TELEMETRY = 1
+export PYTHONWARNINGS = ignore::DeprecationWarning
+NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
+
+.PHONY: figures test lab lint unit notebooks ablation slow clean
+
+figures: $(READY)
+	$(BIN)/python -m passionsr_lab.notebooks refresh $(NOTEBOOKS)
+
+test: lint unit notebooks
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+unit: $(READY)
+	$(BIN)/python -m pytest --doctest-modules
+
+notebooks: $(READY)
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+	$(BIN)/python -m passionsr_lab.notebooks check $(NOTEBOOKS)
+
+ablation: $(READY)
+	$(BIN)/python -m passionsr_lab compare --seeds 3 --cache runs/ablation --csv figures/ablation.csv
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+# torch comes first and with its own dependencies: which build it is (CPU, CUDA) is the machine's choice.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "passionsr_lab needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off torch==2.13.0
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,211 @@
+# %% [markdown]
+# # 02 · Where ranges live
+#
+# **The question.** Which layers, and which channels in them, make a one-step SR model hard to quantize; where along the
+# network does the error arise, where does it collapse, and which few layers would one spare?
+#
+# **What you will see.** Every layer's input range, kurtosis and outliers in network order; one layer's channels; weights
+# beside activations; signal to quantization noise (SQNR) of each layer alone and accumulated, with the first collapse
+# named; a sensitivity ranking put back into a recipe. About 60 seconds on two CPU cores; no download.
+#
+# Quantization here is **simulated** (fake quantization in floating point): it shows quality, not speed.
+
+# %%
+from fnmatch import fnmatch
+
+import pandas as pd
+import torch
+
+import passionsr_lab as lab
+from passionsr_lab import plots
+from passionsr_lab.metrics import psnr
+from passionsr_lab.notebooks import figures_folder
+from passionsr_lab.observe import observing, weight_channels
+from passionsr_lab.propagation import collapse
+from passionsr_lab.sensitivity import measure
+from passionsr_lab.tables import provenance
+from passionsr_lab.widgets import follow, layer_explorer, layer_figure
+
+# %% tags=["parameters"]
+MODEL = "tiny"
+DEVICE = "cpu"
+SIZE = 128  # HR pixels of the crops
+RECIPE = "W4A4"  # for error propagation and sensitivity
+METHOD = "let"  # calibration without training: ranges, and LET's start
+BITS = 4  # of the grid drawn into histograms
+FLOOR = 10.0  # dB; below it a layer's accumulated SQNR counts as collapsed
+LIMIT = 6  # layers whose sensitivity is measured because their own SQNR is lowest
+TRUNK = ("*.conv_in", "*.conv_out", "*quant_conv", "*samplers*", "*conv_shortcut")  # and by name
+KEEP = 5  # layers spared at 8 bits
+SEED = 0
+FIGURES = figures_folder()
+
+# %%
+torch.manual_seed(SEED)
+pipe = lab.load(MODEL).to(DEVICE)
+calibration = [p._replace(lr=p.lr.to(DEVICE)) for p in lab.bundled("calibration", size=SIZE, seed=SEED)]
+test = [p._replace(lr=p.lr.to(DEVICE)) for p in lab.bundled("test", size=SIZE, seed=SEED)]
+pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="").to_frame()
+
+# %% [markdown]
+# ## Naive view: one range per layer
+#
+# `observing` records what enters every Conv2d, Linear and attention, in memory that does not grow with the images:
+# ranges, moments and a histogram per layer.
+
+# %%
+with observing(pipe) as stats:
+    for pair in calibration:
+        pipe(pair.lr)
+layers = stats.layers()
+print(f"{len(layers)} places observed in {stats.bytes / 1e6:.1f} MB")
+fig = plots.layer_ranges(layers, "Input range of every layer, full precision")
+plots.save(fig, "02_layer_ranges", FIGURES)
+fig
+
+# %% [markdown]
+# A wide range alone is no problem: a grid stretches. The problem is a range set by few values. Kurtosis is 3 for a normal
+# distribution; the share of values beyond 6 standard deviations is then 2e-9.
+
+# %%
+columns = ["module", "layer", "channels", "low", "high", "std", "kurtosis", "outlier_share"]
+worst = layers.nlargest(8, "kurtosis")[columns]
+worst.style.hide(axis="index").format(precision=2).format("{:.2%}", subset="outlier_share")
+
+# %% [markdown]
+# ## Method: look into the channels
+#
+# The same layer, its values and its channels. A few channels set the range that one per-tensor quantizer has to span;
+# the others get a handful of its values. (LET, notebook 04, moves that range into the weight.)
+
+# %%
+shown = str(worst.layer.iloc[0])
+layer_explorer(stats, layer=shown, bits=BITS)
+
+# %%
+fig = layer_figure(stats, shown, bits=BITS)
+plots.save(fig, "02_one_layer", FIGURES)
+fig
+
+# %% [markdown]
+# ## Weights are tame beside activations
+#
+# An activation has one quantizer for all its channels; below, the share of its range that the median channel fills. A
+# weight has one quantizer per output channel, so that the same share is 100 % there; and even with a single quantizer per
+# tensor, as drawn, most weights would fill it better.
+
+
+# %%
+def fill(frame) -> float:
+    """The median channel's range as a share of the whole tensor's."""
+    return ((frame.high - frame.low) / (frame.high.max() - frame.low.min())).median()
+
+
+plain = layers[layers.kind.isin(["Conv2d", "Linear"])].reset_index(drop=True)
+filled = pd.DataFrame(
+    [
+        {"layer": i + 1, "share": 100 * fill(frame), "of": kind}
+        for i, name in enumerate(plain.layer.astype(str))
+        for kind, frame in (
+            ("activation, input channels", stats.channels(name)),
+            ("weight, output channels", weight_channels(pipe, name)),
+        )
+    ]
+)
+fig = plots.curves(
+    filled, "layer", "share", "of",
+    ("Conv2d or Linear, in network order", "share of the range (%)"),
+    "How much of a tensor's range its median channel fills", width=5,
+)  # fmt: skip
+plots.save(fig, "02_fill", FIGURES)
+fig
+
+# %%
+filled.groupby("of").share.describe()[["25%", "50%", "75%"]].round(0)
+
+# %% [markdown]
+# ## Where the error arises and where it collapses
+#
+# `propagation` compares each layer's output with its full-precision output: with this layer alone quantized (local),
+# and with everything before it quantized too (accumulated). Test pictures, not the calibration ones.
+
+# %%
+q = lab.quantize(pipe, RECIPE)
+lab.calibrate(q, calibration, METHOD)
+noise = lab.propagation(q, [pair.lr for pair in test])
+first = collapse(noise, FLOOR)
+fig = plots.propagation(noise, FLOOR, heading=f"SQNR along the network, {RECIPE}, {METHOD} (simulated)")
+plots.save(fig, "02_propagation", FIGURES)
+print(f"first layer whose accumulated SQNR is below {FLOOR:g} dB: {first}")
+fig
+
+# %%
+gap = (noise.local_db - noise.accumulated_db).median()
+print(f"what the median layer inherits lowers its SQNR by {gap:.1f} dB")
+noise.nsmallest(6, "local_db").style.hide(axis="index").format(precision=1)
+
+# %% [markdown]
+# The attention products (names that end in an attention, not in a projection) lose most by themselves: softmax
+# probabilities lie near 1/N with rare values near 1, and one grid from 0 to the largest leaves the rest a few values.
+#
+# ## Comparison: which layers to spare?
+#
+# Naive: those with the lowest SQNR of their own. `sensitivity` takes them as its cheap preselection (`limit`) and measures
+# each on calibration pictures twice: it alone quantized, and it alone spared.
+
+# %%
+few = lab.bundled("calibration", 2, size=64, seed=SEED)
+lowest = lab.sensitivity(q, few, limit=LIMIT).sort_values("gain_db", ascending=False)
+lowest.style.hide(axis="index").format(precision=2)
+
+# %% [markdown]
+# Little to gain: an attention or a residual block adds its output to a sum that is much larger, and its error drowns in it.
+# The trunk has no such protection: everything passes through the first and last convolutions, the samplers and the
+# shortcuts, and their inputs are not normalised. So we measure those:
+
+# %%
+low_bits = {name for name, bits in zip(noise.layer, map(q.recipe.bits, noise.layer)) if min(bits) < 8}
+trunk = [name for name in noise.layer if name in low_bits and any(fnmatch(name, p) for p in TRUNK)]
+records = pd.DataFrame(follow(measure(q, [pair.lr for pair in few], trunk), len(trunk), "layers measured"))
+ranking = noise.merge(records, on="layer").sort_values("gain_db", ascending=False)
+fig = plots.sensitivity(ranking, heading=f"What sparing one layer of the trunk brings, {RECIPE}")
+plots.save(fig, "02_sensitivity", FIGURES)
+fig
+
+# %% [markdown]
+# Either ranking goes back into a recipe in one call, `keep_top`; the recipe makes a new pipeline. On test pictures:
+
+# %%
+recipes = {
+    "all layers": lab.recipe(RECIPE),
+    f"lowest SQNR: {KEEP} at 8 bits": lab.keep_top(lab.recipe(RECIPE), lowest, KEEP),
+    f"trunk: {KEEP} at 8 bits": lab.keep_top(lab.recipe(RECIPE), ranking, KEEP),
+}
+targets, columns = [pipe(pair.lr) for pair in test], {}
+for name, recipe in recipes.items():
+    spared = lab.quantize(pipe, recipe)
+    lab.calibrate(spared, calibration, METHOD)
+    columns[name] = [psnr(spared(pair.lr), y) for pair, y in zip(test, targets)]
+result = pd.DataFrame(columns, [pair.name for pair in test])
+result.loc["mean"] = result.mean()
+result.style.format(precision=2).set_caption(f"PSNR (dB) against full precision, {RECIPE}, simulated")
+
+# %%
+print("\n".join(name for name, bits in recipes[f"trunk: {KEEP} at 8 bits"].keep[-KEEP:]))
+
+# %% [markdown]
+# ## The claim
+#
+# Some layers have tails far heavier than a normal distribution's; weights fill their range better than activations;
+# accumulated error collapses at a layer that can be named; a layer's own SQNR does not tell how much it matters; and
+# sparing a few trunk layers, chosen on calibration pictures, helps on test pictures.
+
+# %%
+assert worst["kurtosis"].iloc[0] > 30, "the worst layer's tails are ten times heavier than normal"
+assert first is not None and first in set(noise.layer)
+assert (noise.local_db >= noise.accumulated_db).mean() > 0.5, "most layers inherit more error than they make"
+plain, by_sqnr, by_effect = result.loc["mean"]
+assert by_effect > plain, f"sparing {KEEP} trunk layers: {plain:.2f} dB to {by_effect:.2f} dB"
+assert by_effect > by_sqnr, "the measured ranking beats the layers' own SQNR"
+shares = filled.groupby("of").share.median()
+assert shares["weight, output channels"] > shares["activation, input channels"]

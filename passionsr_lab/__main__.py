@@ -1,0 +1,275 @@
+"""The command line: thin wrappers of the library's functions, `python -m passionsr_lab COMMAND --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Iterable, Iterator
+
+from .config import METHODS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; 0 if all went well, 1 if some images failed, 2 for an error that is told in one sentence."""
+    options = parser().parse_args(arguments)
+    try:
+        code, result = options.run(options)
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {_plain(value)}")
+    return code
+
+
+def _plain(value) -> str:
+    if isinstance(value, list):
+        return "".join(f"\n  {_plain(row)}" for row in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    top = argparse.ArgumentParser(
+        "python -m passionsr_lab", description="Quantize one-step diffusion super-resolution."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=description)
+        sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        sub.set_defaults(run=run)
+        return sub
+
+    up = command(upscale, "upscale", "Super-resolve a picture or a folder of pictures, exactly x4.")
+    up.add_argument("input", type=Path, help="a picture or a folder")
+    up.add_argument("output", type=Path, help="the picture to write, or a folder for the same names")
+    up.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
+    up.add_argument("--quantized", type=Path, help="a folder that `calibrate` wrote")
+
+    cal = command(calibrate, "calibrate", "Quantize a model and calibrate it; a stopped run goes on where it was.")
+    cal.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
+    cal.add_argument("--recipe", default="W6A6", help="bits of weights and activations (default: %(default)s)")
+    cal.add_argument("--method", default="passionsr", choices=list(METHODS), help="(default: %(default)s)")
+    cal.add_argument(
+        "--images", default="bundled", help="photographs, or a folder with lr/ and hr/ (default: scikit-image's)"
+    )
+    cal.add_argument("--out", type=Path, required=True, help="where the quantized model is written")
+    cal.add_argument("--pairs", type=int, default=32, help="pairs to calibrate on (default: %(default)s)")
+    cal.add_argument("--size", type=int, default=128, help="HR pixels of a square crop (default: %(default)s)")
+    cal.add_argument("--epochs", type=int, default=4, help="passes over the pairs per stage (default: %(default)s)")
+    cal.add_argument("--batch", type=int, default=4, help="pairs per step (default: %(default)s)")
+    cal.add_argument("--seed", type=int, default=0, help="of crops, degradation and order (default: %(default)s)")
+
+    cmp = command(compare, "compare", "The ablation: methods x recipes on pictures that were not calibrated on.")
+    cmp.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
+    cmp.add_argument("--recipes", default="W8A8,W6A6,W4A4", help="(default: %(default)s)")
+    cmp.add_argument("--methods", default="maxmin,lbq,lbq+let,passionsr", help="(default: %(default)s)")
+    cmp.add_argument("--seeds", type=int, default=1, help="how many seeds (default: %(default)s)")
+    cmp.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    cmp.add_argument("--cache", type=Path, help="folder in which finished runs are kept")
+    cmp.add_argument("--csv", type=Path, help="also write the table there, and every run beside it (NAME_runs.csv)")
+
+    tr = command(train, "train", "Train the embedded model on a folder of photographs; a stopped run goes on.")
+    tr.add_argument("--images", type=Path, required=True, help="a folder of photographs of at least 256 x 256 pixels")
+    tr.add_argument("--out", type=Path, required=True, help="folder for the model and the training state")
+    tr.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    tr.add_argument("--start", help="a model to go on from, with its prompt branch (default: a new one)")
+    tr.add_argument("--minutes", type=float, help="stop after this long, to go on later")
+
+    ev = command(evaluate, "evaluate", "PSNR-Y of a full-precision model against bicubic on photographs or lr/ + hr/.")
+    ev.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
+    ev.add_argument(
+        "--images", default="bundled", help="photographs, or a folder with lr/ and hr/ (default: scikit-image's)"
+    )
+    ev.add_argument("--pairs", type=int, help="how many (default: all)")
+    ev.add_argument("--size", type=int, default=256, help="HR pixels of a square crop (default: %(default)s)")
+    ev.add_argument("--prompt", action="store_true", help="keep the prompt branch, if the model has one")
+    ev.add_argument("--seed", type=int, default=0, help="of crops and degradation (default: %(default)s)")
+    return top
+
+
+def _progress(items: Iterable, total: int | None = None, what: str = "") -> Iterator:
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, desc=what, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False)
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C only turns the yielded function true, so that a run stops between steps; a second one stops at once."""
+    pressed = []
+
+    def note(number, frame):
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _pairs(images: str, count: int | None, size: int, seed: int) -> list:
+    from .data import bundled, folder_pairs
+
+    if count is not None and count < 1:
+        raise ValueError(f"--pairs is at least 1, not {count}.")
+    if images == "bundled":
+        return bundled("calibration", count, size, seed)
+    return folder_pairs(images, count, size, seed)
+
+
+def upscale(options) -> tuple[int, dict]:
+    """`upscale INPUT OUTPUT`."""
+    from .data import image_files, read_image, to_image
+    from .files import replacing
+    from .surgery import load
+
+    folder = options.input.is_dir()
+    if options.input.resolve() == options.output.resolve():
+        raise ValueError(f"The output would overwrite the input {options.input}; give another path.")
+    pipe = load(options.model)
+    pipe = load(options.quantized, pipe) if options.quantized else pipe
+    files = image_files(options.input) if folder else [options.input]
+    done, failed = [], []
+    for file in _progress(files, len(files), "upscale"):
+        target = options.output / file.name if folder else options.output
+        try:
+            image = to_image(pipe(read_image(file)))
+            with replacing(target) as temporary:
+                image.save(
+                    temporary, **({"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg", ".webp") else {})
+                )
+        except (ValueError, OSError) as error:
+            if not folder:
+                raise
+            failed.append({"input": str(file), "error": str(error)})
+            continue
+        done.append({"input": str(file), "output": str(target), "width": image.width, "height": image.height})
+    for row in failed:
+        print(f"error: {row['error']}", file=sys.stderr)
+    label = "simulated" if options.quantized else "float"
+    return int(bool(failed)), {"model": pipe.name, "label": label, "images": done, "failed": failed}
+
+
+def calibrate(options) -> tuple[int, dict]:
+    """`calibrate --recipe R --method M --images DIR --out DIR`."""
+    from .calibrate import Calibration
+    from .surgery import load, quantize, save
+
+    start = time.perf_counter()
+    quantized = quantize(load(options.model), options.recipe)
+    pairs = _pairs(options.images, options.pairs, options.size, options.seed)
+    work = Calibration(quantized, pairs, options.method, options.epochs, options.batch, options.seed)
+    checkpoint = options.out / "unfinished.pt"
+    if checkpoint.exists():
+        work.resume(checkpoint)
+    saved, peak = time.monotonic(), 0
+    with _stopping() as stopped:
+        for record in _progress(work.run(), work.total, f"{options.method} {options.recipe}"):
+            peak = max(peak, record["peak_bytes"])
+            if stopped() or time.monotonic() - saved > 60:
+                work.save(checkpoint)
+                saved = time.monotonic()
+            if stopped():
+                raise KeyboardInterrupt
+    save(quantized, options.out)
+    checkpoint.unlink(missing_ok=True)
+    stages = [{"module": r["module"], "stage": r["stage"], "first": r["first"], "last": r["loss"]} for r in work.ends]
+    result = {
+        "model": quantized.name, "label": quantized.label, "recipe": options.recipe, "method": options.method,
+        "pairs": len(pairs), "seed": options.seed, "losses": stages, "seconds": time.perf_counter() - start,
+        "peak_bytes": peak, "out": str(options.out),
+    }  # fmt: skip
+    return 0, result
+
+
+def compare(options) -> tuple[int, dict]:
+    """`compare --recipes ... --methods ... --seeds N`."""
+    from .files import replacing
+    from .sweep import grid, summary, sweep
+
+    configurations = grid(
+        model=[options.model], recipe=options.recipes.split(","), method=options.methods.split(","),
+        seed=range(options.seeds), epochs=[options.epochs],
+    )  # fmt: skip
+    bar = iter(_progress(range(len(configurations)), len(configurations), "runs"))
+    frame = sweep(configurations, options.cache, callback=lambda row: next(bar, None))
+    table = summary(frame)
+    if options.csv:
+        with replacing(options.csv) as temporary:
+            table.to_csv(temporary, index=False)
+        with replacing(options.csv.with_name(f"{options.csv.stem}_runs.csv")) as temporary:
+            frame.to_csv(temporary, index=False)
+    if not options.json:
+        print(table.to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+    return 0, {"runs": frame.to_dict("records")} if options.json else {}
+
+
+def train(options) -> tuple[int, dict]:
+    """`train --images DIR --out DIR`."""
+    from .train import Training
+
+    work = Training(options.images, options.seed, start=options.start)
+    state, start = options.out / "training.pt", time.monotonic()
+    if state.exists():
+        work.resume(state)
+    saved, records = time.monotonic(), work.run()
+    for record in _progress(records, work.total - work.step, "steps"):
+        over = options.minutes is not None and time.monotonic() - start > options.minutes * 60
+        if time.monotonic() - saved > 180 or over or record["step"] == record["of"]:
+            work.save(state)
+            saved = time.monotonic()
+        if over:
+            break
+    work.averaged().half().save(options.out)  # float16 on disk; it is loaded as float32
+    return 0, {"step": work.step, "of": work.total, "seed": options.seed, "out": str(options.out)} | work.validate()
+
+
+def evaluate(options) -> tuple[int, dict]:
+    """`evaluate --images DIR`."""
+    import numpy as np
+
+    from .data import bundled, folder_pairs, upsample
+    from .metrics import psnr_y
+    from .surgery import load
+
+    pipe = load(options.model, prompt=options.prompt)
+    if options.images == "bundled":
+        pairs = bundled("test", options.pairs, options.size, options.seed)
+    else:
+        pairs = folder_pairs(options.images, options.pairs, options.size, options.seed)
+    ours, bicubic = [], []
+    for pair in _progress(pairs, len(pairs), "evaluate"):
+        ours.append(psnr_y(pipe(pair.lr), pair.hr))
+        bicubic.append(psnr_y(upsample(pair.lr[None])[0], pair.hr))
+    result = {
+        "model": pipe.name,
+        "images": len(pairs),
+        "psnr_y": float(np.mean(ours)),
+        "bicubic": float(np.mean(bicubic)),
+    }
+    return 0, result | {
+        "gain": result["psnr_y"] - result["bicubic"],
+        "better_on": int(sum(a > b for a, b in zip(ours, bicubic))),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

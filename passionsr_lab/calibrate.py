@@ -1,0 +1,318 @@
+"""DQC: distributed quantization calibration (PassionSR section 3.4), and the joint calibrations it is compared with.
+
+One loop for all: a method is a list of stages (config.METHODS), a stage says which module is trained, what in it, and
+for how long.  Progress leaves as records, one per step; nothing is printed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import time
+from pathlib import Path
+from typing import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import METHODS, MODULES, Stage
+from .data import Pair, to_tensor
+from .files import write_checkpoint
+from .layers import Range
+from .memory import Peak
+from .surgery import QuantizedSR, fingerprint, load_state, mode, parameters, pieces, quantized_layers, state
+
+RATES = {"transform": 1e-2, "bounds": 1e-2}  # steps of log scale and of range-relative boundaries
+
+
+class Calibration:
+    """A calibration in progress: iterate over `run()`; stop between any two records and go on later.
+
+    Args:
+        pipe: what `quantize` returned; it is calibrated in place.
+        pairs: `Pair`s or (lr, hr) tuples; only the LR images are used, the targets are the full-precision model's.
+        method: "maxmin", "let", "lbq", "lbq+let" or "passionsr" (config.METHODS).
+        epochs: passes over the pairs in each DQC stage; the joint methods get twice as many in their one stage.
+        batch: pairs per step; images of different sizes are never mixed.
+        seed: of the order of the pairs.
+        rates: learning rates of Adam for "transform" and "bounds", in relative units; they fall by a cosine to 5 %.
+
+    Raises:
+        ValueError: unknown method, no pairs.
+    """
+
+    def __init__(
+        self,
+        pipe: QuantizedSR,
+        pairs: Sequence[Pair | tuple],
+        method: str = "passionsr",
+        epochs: int = 4,
+        batch: int = 4,
+        seed: int = 0,
+        rates: dict[str, float] = RATES,
+        weigh: bool = False,
+    ):
+        if method not in METHODS:
+            raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}.")
+        if not pairs:
+            raise ValueError("Calibration needs at least one pair of images.")
+        if epochs < 1 or batch < 1:
+            raise ValueError(f"epochs and batch are at least 1, not {epochs} and {batch}.")
+        self.pipe, self.method, self.rates = pipe, METHODS[method], rates
+        self.epochs, self.batch, self.seed, self.weigh = epochs, batch, seed, weigh
+        self.stages = [s for s in self.method.stages if s.module == "all" or s.module in pipe.recipe.modules]
+        self.device = pipe.prompt_embedding.device
+        self.inputs = [pipe.prepare(to_tensor(pair[-2])[None].to(self.device)) for pair in pairs]
+        self.stage, self.step, self.first = 0, 0, math.nan
+        self.ends: list[dict] = []  # the "end" record of every stage that is done
+        self._optimizer_state: dict | None = None
+        self._before: dict = {}
+
+    @property
+    def total(self) -> int:
+        """How many records a whole run yields."""
+        steps = [max(1, round(self.epochs * s.share)) * math.ceil(len(self.inputs) / self.batch) for s in self.stages]
+        return sum(steps) + 2 * len(steps) or 1
+
+    # -- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[dict]:
+        """Records: event, module, stage, step, of, first, loss, lr, seconds, peak_bytes, reverted.
+
+        Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs before and after the
+        stage, `first` is the one before.  A stage that ends above its start is taken back.
+        """
+        self._targets()
+        if not self.method.distributed and self.stage == 0 and self.step == 0:
+            self._observe_all()
+        if not self.stages:
+            yield self._measured("all", "ranges")
+        while self.stage < len(self.stages):
+            yield from self._run_stage(self.stages[self.stage])
+            self.stage, self.step, self._optimizer_state = self.stage + 1, 0, None
+        self.pipe.history = {
+            "method": self.method.name, "pairs": len(self.inputs), "epochs": self.epochs, "batch": self.batch,
+            "seed": self.seed, "rates": dict(self.rates),
+        }  # fmt: skip
+
+    def _run_stage(self, stage: Stage) -> Iterator[dict]:
+        inputs, targets = self._chain(stage.module)
+        scope = pieces(self.pipe, stage.module)
+        if self.step == 0 and self.method.distributed and stage is self._first_of(stage.module):
+            self._observe(stage.module, inputs)
+        trained = {kind: parameters(scope, kind) for kind in stage.train}
+        optimizer = torch.optim.Adam([{"params": p, "kind": kind} for kind, p in trained.items()], lr=0.0)
+        steps = self._steps(stage, inputs)
+        if self._optimizer_state is not None:
+            optimizer.load_state_dict(self._optimizer_state)
+        else:
+            self.first = self._mean_loss(stage.module, inputs, targets)
+            self._before = state(self.pipe)
+            yield self._record(stage, "start", self.first, len(steps))
+        while self.step < len(steps):
+            with Peak(self.device) as peak:
+                start = time.perf_counter()
+                loss = self._train_step(stage.module, steps[self.step], inputs, targets, optimizer, len(steps))
+                seconds = time.perf_counter() - start
+            self.step += 1
+            self._optimizer_state = optimizer.state_dict()
+            lr = optimizer.param_groups[0]["lr"]
+            yield self._record(stage, "step", loss, len(steps), lr=lr, seconds=seconds, peak_bytes=peak.bytes)
+        last = self._mean_loss(stage.module, inputs, targets)
+        reverted = not last < self.first
+        if reverted:
+            load_state(self.pipe, self._before)
+        end = self._record(stage, "end", self.first if reverted else last, len(steps), reverted=reverted)
+        self.ends = [*self.ends[: self.stage], end]
+        yield end
+
+    def _train_step(self, module, rows, inputs, targets, optimizer, total) -> float:
+        decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / total))
+        for group in optimizer.param_groups:
+            group["lr"] = self.rates[group["kind"]] * decay
+            for p in group["params"]:
+                p.requires_grad_(True)
+        x, y = (torch.cat([cache[i] for i in rows]) for cache in (inputs, targets))
+        loss = self._loss(module, self._forward(module, x) - y)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"The calibration loss of {module} became {loss.item()}; lower its rates.")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.requires_grad_(False)
+        return loss.item()
+
+    def _record(self, stage: Stage, event: str, loss: float, of: int, **more) -> dict:
+        return {
+            "event": event, "module": stage.module, "stage": "+".join(stage.train), "step": self.step, "of": of,
+            "first": self.first, "loss": loss, "lr": 0.0, "seconds": 0.0, "peak_bytes": 0, "reverted": False,
+        } | more  # fmt: skip
+
+    def _measured(self, module: str, stage: str) -> dict:
+        inputs, targets = self._chain(module)
+        self.first = self._mean_loss(module, inputs, targets)
+        self.ends = [self._record(Stage(module, (stage,)), "end", self.first, 0)]
+        return self.ends[0]
+
+    # -- data -----------------------------------------------------------------------------------------------------
+
+    def _steps(self, stage: Stage, inputs: list[Tensor]) -> list[list[int]]:
+        """The rows of every step of a stage: shuffled each epoch, of one image size each."""
+        steps = []
+        for epoch in range(max(1, round(self.epochs * stage.share))):
+            order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(inputs))
+            for shape in sorted({x.shape for x in inputs}):
+                rows = [int(i) for i in order if inputs[i].shape == shape]
+                steps += [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+        return steps
+
+    def _forward(self, module: str, x: Tensor) -> Tensor:
+        """What the loss compares: z_L (Eq. 8), z_H after Eq. 9 (Eq. 10), or the image."""
+        forward = {"encoder": self.pipe.encode, "unet": self.pipe.denoise, "decoder": self.pipe.decode}
+        return forward.get(module, self.pipe.restore)(x)
+
+    @torch.no_grad()
+    def _map(self, module: str, inputs: list[Tensor]) -> list[Tensor]:
+        return [self._forward(module, x) for x in inputs]
+
+    def _targets(self) -> None:
+        """The full-precision model's latents and images, for every pair."""
+        self.full = {}
+        with mode(self.pipe, "float"):
+            x = self.inputs
+            for module in MODULES:
+                x = self.full[module] = self._map(module, x)
+            self.full["all"] = x
+            self.weights = {m: self._weigh(m) for m in MODULES[:-1]} if self.weigh and self.method.distributed else {}
+
+    def _chain(self, module: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs of a module from the quantized modules before it, and its full-precision targets."""
+        x = self.inputs
+        for before in MODULES[: MODULES.index(module)] if module in MODULES else ():
+            x = self._map(before, x)
+        return x, self.full[module]
+
+    def _first_of(self, module: str) -> Stage:
+        return next(s for s in self.stages if s.module == module)
+
+    @torch.no_grad()
+    def _observe(self, module: str, inputs: list[Tensor]) -> None:
+        """Ranges of the module's float activations on these inputs, then LET's start from them."""
+        layers = quantized_layers(pieces(self.pipe, module)).values()
+        with mode(pieces(self.pipe, module), "observe"):
+            self._map(module, inputs)
+        if self.method.transform:
+            for layer in layers:
+                layer.start_transform(self.pipe.recipe)
+
+    def _observe_all(self) -> None:
+        x = self.inputs
+        for module in MODULES:
+            if module in self.pipe.recipe.modules:
+                self._observe(module, x)
+            x = self.full[module]
+
+    def _mean_loss(self, module: str, inputs: list[Tensor], targets: list[Tensor]) -> float:
+        losses = [self._loss(module, self._map(module, [x])[0] - y).item() for x, y in zip(inputs, targets)]
+        return float(np.mean(losses))
+
+    def _loss(self, module: str, error: Tensor) -> Tensor:
+        """Mean square of an error (B, C, h, w); of a latent, as it would show in the image if `weigh` is on."""
+        if module not in self.weights:
+            return error.square().mean()
+        return torch.einsum("bchw,cd,bdhw->", error, self.weights[module], error) * (len(error[0]) / error.numel())
+
+    @torch.no_grad()
+    def _weigh(self, module: str, size: int = 4) -> Tensor:
+        """(C, C): the image error that a small white error in each pair of latent channels makes, full precision."""
+        after = MODULES[MODULES.index(module) + 1 :]
+        generator = torch.Generator().manual_seed(self.seed)
+        gram = 0
+        for z in self.full[module][:size]:
+            noise = torch.randn(z.shape[2:], generator=generator).to(z) * 0.05 * z.std()
+            images = []
+            for delta in (torch.zeros_like(z), *(noise * e.view(1, -1, 1, 1) for e in torch.eye(z.shape[1]).to(z))):
+                images.append(functools.reduce(lambda x, m: self._forward(m, x), after, z + delta).flatten())
+            changes = (torch.stack(images[1:]) - images[0]) / noise.std()
+            gram = gram + changes @ changes.T / changes.shape[1] / min(size, len(self.full[module]))
+        return gram
+
+    def module_losses(self) -> dict[str, float]:
+        """The loss of each quantized module now, each fed by the quantized ones before it; for any method."""
+        return {m: self._mean_loss(m, *self._chain(m)) for m in MODULES if m in self.pipe.recipe.modules}
+
+    # -- interruption ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Gives the modules that a stopped run never reached their ranges and LET's start: the pipeline then works."""
+        x = self.inputs
+        for module in MODULES:
+            layers = quantized_layers(pieces(self.pipe, module)).values()
+            ranges = [m for layer in layers for m in layer.modules() if isinstance(m, Range)]
+            if not all(torch.isfinite(r.low[0]) for r in ranges):
+                self._observe(module, x)
+            x = self._map(module, x)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the state between two steps, atomically."""
+        content = {
+            "stage": self.stage, "step": self.step, "first": self.first, "optimizer": self._optimizer_state,
+            "tensors": state(self.pipe), "before": self._before, "ends": self.ends, "settings": self._settings(),
+        }  # fmt: skip
+        write_checkpoint(path, content)
+
+    def resume(self, path: str | Path) -> None:
+        """Goes on where `save` was called; `ValueError` if the file belongs to another calibration."""
+        try:
+            content = torch.load(path, weights_only=True, map_location=self.device)
+        except Exception as error:
+            raise ValueError(f"{path} is not a calibration state that can be read; delete it to start anew.") from error
+        if content.get("settings") != self._settings():
+            raise ValueError(f"{path} belongs to a calibration with other settings; delete it to start anew.")
+        self.stage, self.step, self.first = content["stage"], content["step"], content["first"]
+        self._optimizer_state, self._before, self.ends = content["optimizer"], content["before"], content["ends"]
+        load_state(self.pipe, content["tensors"])
+
+    def _settings(self) -> dict:
+        digest = hashlib.sha256()
+        for x in self.inputs:
+            digest.update(x.cpu().numpy().tobytes())
+        return {
+            "recipe": self.pipe.recipe.to_dict(), "method": self.method.name, "pairs": digest.hexdigest(),
+            "epochs": self.epochs, "batch": self.batch, "seed": self.seed, "rates": dict(self.rates),
+            "weigh": self.weigh, "model": fingerprint(self.pipe),
+        }  # fmt: skip
+
+
+def calibrate(
+    pipe: QuantizedSR,
+    pairs: Sequence[Pair | tuple],
+    method: str = "passionsr",
+    callback: Callable[[dict], None] | None = None,
+    **options,
+):
+    """Calibrates a quantized pipeline in place; the records of the run as a DataFrame.
+
+    Args:
+        pipe, pairs, method: as for `Calibration`, which also names the options (epochs, batch, seed, rates).
+        callback: called with every record as it comes.
+
+    Example:
+        >>> import passionsr_lab as lab
+        >>> q = lab.quantize(lab.tiny(), lab.W6A6)
+        >>> records = lab.calibrate(q, lab.bundled("calibration", count=2, size=64), epochs=1)
+        >>> records[records.event == "end"].module.tolist()
+        ['encoder', 'encoder', 'unet', 'unet', 'decoder', 'decoder']
+    """
+    import pandas as pd
+
+    records = []
+    for record in Calibration(pipe, pairs, method, **options).run():
+        records.append(record)
+        if callback is not None:
+            callback(record)
+    return pd.DataFrame(records)

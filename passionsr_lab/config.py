@@ -1,0 +1,145 @@
+"""What to quantize and how to calibrate it, as small frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+
+MODULES = ("encoder", "unet", "decoder")
+
+# The official list of layers that keep 8 bits in every recipe, by their diffusers names.
+KEEP = (
+    ("unet.time_embedding.linear_1", 8),
+    ("unet.conv_out", 8),
+    ("vae.quant_conv", 8),
+    ("vae.post_quant_conv", 8),
+    ("vae.encoder.conv_out", 8),
+    ("vae.decoder.conv_out", 8),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A quantization recipe; presets are `W8A8`, `W6A6`, `W4A4`, and `replace(W6A6, ...)` makes others.
+
+    Args:
+        name: shown in tables.
+        weight_bits, act_bits: 2 to 8 (up to 16 for checks); weights per output channel, activations per tensor.
+        zero_point: "integer" (0 exactly on the grid, runs in integers) or "real" (the paper's Eq. 3).
+        split: two quantizers per layer, one for each half of the input channels.
+        alpha, beta: exponents of LET's start, amax|x|^alpha / amax|w|^beta; SmoothQuant's are (a, 1 - a), the
+            official PassionSR configuration has 0.3 and 0.3.
+        shift: whether LET also learns a shift; `centre` starts it at the middle of each channel's range.
+        attention: whether the two attention products are quantized.
+        modules: what is quantized; ("unet",) is PassionSR-U, all three are PassionSR-UV.
+        keep: (name pattern, bits) pairs; the last pattern that matches a layer's name decides its bits.
+
+    Example:
+        >>> W6A6.kept("vae.decoder.up_blocks.3*", bits=8).bits("vae.decoder.up_blocks.3.resnets.0.conv1")
+        (8, 8)
+    """
+
+    name: str
+    weight_bits: int
+    act_bits: int
+    zero_point: str = "integer"
+    split: bool = False
+    alpha: float = 0.5
+    beta: float = 0.5
+    shift: bool = True
+    centre: bool = False
+    attention: bool = True
+    modules: tuple[str, ...] = MODULES
+    keep: tuple[tuple[str, int], ...] = field(default=KEEP)
+
+    def __post_init__(self):
+        for bits in (self.weight_bits, self.act_bits, *(b for _, b in self.keep)):
+            if not (isinstance(bits, int) and 2 <= bits <= 16):
+                raise ValueError(f"A recipe has whole bits from 2 to 16, not {bits!r}.")
+        if self.zero_point not in ("integer", "real"):
+            raise ValueError(f"zero_point is 'integer' or 'real', not {self.zero_point!r}.")
+        unknown = set(self.modules) - set(MODULES)
+        if unknown or not self.modules:
+            raise ValueError(f"modules are some of {MODULES}, not {self.modules}.")
+
+    def bits(self, layer: str) -> tuple[int, int]:
+        """(weight bits, activation bits) of the layer with this name."""
+        kept = [bits for pattern, bits in self.keep if fnmatchcase(layer, pattern)]
+        return (kept[-1], kept[-1]) if kept else (self.weight_bits, self.act_bits)
+
+    def kept(self, *patterns: str, bits: int = 8) -> Recipe:
+        """The same recipe with more exceptions."""
+        return replace(self, keep=self.keep + tuple((pattern, bits) for pattern in patterns))
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON; `from_dict` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Recipe:
+        """The inverse of `to_dict`; `ValueError` names unknown or missing keys."""
+        try:
+            values = values | {"modules": tuple(values["modules"]), "keep": tuple((p, b) for p, b in values["keep"])}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"These are not the values of a recipe: {error}.") from None
+
+
+W8A8 = Recipe("W8A8", 8, 8)
+W6A6 = replace(W8A8, name="W6A6", weight_bits=6, act_bits=6)
+W4A4 = replace(W8A8, name="W4A4", weight_bits=4, act_bits=4)
+# The released configuration's start of LET: replace(W6A6, **OFFICIAL).
+OFFICIAL = {"alpha": 0.3, "beta": 0.3, "centre": False}
+RECIPES = {r.name: r for r in (W8A8, W6A6, W4A4)}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called WwAa, for any widths from 2 to 8.
+
+    Example:
+        >>> recipe("W4A8").act_bits
+        8
+    """
+    import re
+
+    match = re.fullmatch(r"W(\d+)A(\d+)", name)
+    if not match:
+        raise ValueError(f"A recipe's name is like W6A6 (weights 6 bits, activations 6 bits), not {name!r}.")
+    return replace(W8A8, name=name, weight_bits=int(match[1]), act_bits=int(match[2]))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of calibration: what is trained, in which module, on which loss.
+
+    module: "encoder", "unet" or "decoder" (loss of Eq. 8 or 10), or "all" (joint, loss on the final image).
+    train: some of "transform" (LET) and "bounds" (LBQ).
+    share: the part of the epochs that this stage gets.
+    """
+
+    module: str
+    train: tuple[str, ...]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of Table 4: whether LET is on, whether modules are done one by one, and the stages."""
+
+    name: str
+    transform: bool
+    distributed: bool
+    stages: tuple[Stage, ...]
+
+
+_DQC = tuple(Stage(module, (kind,)) for module in MODULES for kind in ("transform", "bounds"))
+METHODS = {
+    m.name: m
+    for m in (
+        Method("maxmin", False, False, ()),
+        Method("let", True, False, ()),
+        Method("lbq", False, False, (Stage("all", ("bounds",), 2.0),)),
+        Method("lbq+let", True, False, (Stage("all", ("transform", "bounds"), 2.0),)),
+        Method("passionsr", True, True, _DQC),
+    )
+}

@@ -1,0 +1,236 @@
+"""One-step diffusion super-resolution: encode, denoise once, decode (OSEDiff; PassionSR section 3.1).
+
+The pipeline is built from the diffusers classes as they are and knows nothing of quantization.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .compat import torchvision_importable
+from .data import to_image, to_tensor, upsample
+from .files import write_json, write_tensors
+
+CONFIG = "passionsr.json"
+EMBEDDING = "prompt_embedding.safetensors"
+
+
+class OneStepSR(nn.Module):
+    """A one-step ×4 super-resolution pipeline: VAE encoder, one UNet step at `timestep`, VAE decoder.
+
+    Args:
+        unet: diffusers `UNet2DConditionModel` that predicts the noise.
+        vae: diffusers `AutoencoderKL`.
+        scheduler: any diffusers scheduler; only `alphas_cumprod` is read.
+        prompt_embedding: (1, T, D), the text condition used when no prompt branch is present (PassionSR-FP).
+        timestep: the one step, 999 in OSEDiff.
+        upscale: the factor between the input and the output image.
+        prompt: the branch that PassionSR cuts away (tagger and text encoder), or None.
+
+    Example:
+        >>> import torch, passionsr_lab as lab
+        >>> pipe = lab.tiny()
+        >>> pipe(torch.rand(3, 20, 17)).shape
+        torch.Size([3, 80, 68])
+    """
+
+    def __init__(self, unet, vae, scheduler, prompt_embedding: Tensor, timestep=999, upscale=4, prompt=None, name=""):
+        super().__init__()
+        self.unet, self.vae, self.scheduler, self.prompt = unet, vae, scheduler, prompt
+        self.timestep, self.upscale, self.name = timestep, upscale, name
+        self.register_buffer("prompt_embedding", prompt_embedding.float())
+        self.eval().requires_grad_(False)
+
+    # -- the three steps ------------------------------------------------------------------------------------------
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Image (B, 3, H, W) in [-1, 1] -> scaled latent z_L (B, C, H/f, W/f), the mode of the posterior."""
+        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def denoise(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_L -> z_H (B, C, h, w): one UNet step, then Eq. 9."""
+        return self.clean(z, self.noise(z, condition))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z_H (B, C, h, w) -> image (B, 3, H, W), nominally in [-1, 1], not clamped."""
+        return self.vae.decode(z / self.vae.config.scaling_factor).sample
+
+    def noise(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The noise that the UNet predicts in z (B, C, h, w) under `condition` (1 or B, T, D)."""
+        condition = self.prompt_embedding if condition is None else condition
+        return self.unet(z, self.timestep, condition.expand(len(z), -1, -1)).sample
+
+    def clean(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Eq. 9, I(z) = (z - sqrt(1 - a) noise) / sqrt(a), in float64: at t = 999 it multiplies errors by 14.6."""
+        a = self.scheduler.alphas_cumprod[self.timestep].double()
+        return ((z.double() - (1 - a).sqrt() * noise.double()) / a.sqrt()).to(z.dtype)
+
+    def restore(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The whole path, differentiable: up-sampled LR (B, 3, H, W) in [-1, 1] -> image, not clamped."""
+        return self.decode(self.denoise(self.encode(x), condition))
+
+    # -- pictures in, pictures out --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Super-resolves a PIL image, or a tensor (3, H, W) or (B, 3, H, W) in [0, 1]; the same kind comes out, ×4.
+
+        Any size from 1x1 works: the border is repeated up to what the network divides by, then cut off again.
+        Raises `ValueError` for what `data.to_tensor` refuses.
+        """
+        lr = to_tensor(image)
+        batch = (lr if lr.ndim == 4 else lr[None]).to(self.prompt_embedding.device)
+        condition = self.prompt(batch) if self.prompt is not None else None
+        out = self.restore(self.prepare(batch), condition) / 2 + 0.5
+        out = out[..., : batch.shape[-2] * self.upscale, : batch.shape[-1] * self.upscale].clamp(0, 1)
+        if isinstance(image, Image.Image):
+            return to_image(out[0])
+        return out.to(image.device) if image.ndim == 4 else out[0].to(image.device)
+
+    def prepare(self, lr: Tensor) -> Tensor:
+        """LR (B, 3, h, w) in [0, 1] -> bicubic ×4 in [-1, 1], its border repeated to a multiple of `self.multiple`."""
+        x = upsample(lr, self.upscale) * 2 - 1
+        h, w = x.shape[-2:]
+        return F.pad(x, (0, -w % self.multiple, 0, -h % self.multiple), mode="replicate")
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent pixel along one axis (8 for SD2.1)."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def multiple(self) -> int:
+        """Image sizes that VAE and UNet divide without remainder."""
+        return self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+
+    # -- PassionSR-FP, folders ------------------------------------------------------------------------------------
+
+    def prune(self) -> OneStepSR:
+        """PassionSR-FP: the same pipeline without its prompt branch; weights are shared, not copied."""
+        return OneStepSR(
+            self.unet, self.vae, self.scheduler, self.prompt_embedding, self.timestep, self.upscale, None, self.name
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the folder that `load` reads: diffusers layout, prompt embedding, `passionsr.json`."""
+        folder = Path(folder)
+        for part in ("unet", "vae", "scheduler"):
+            getattr(self, part).save_pretrained(folder / part)
+        write_tensors(folder / EMBEDDING, {"prompt_embedding": self.prompt_embedding})
+        if self.prompt is not None:
+            self.prompt.save(folder)
+        write_json(folder / CONFIG, {"timestep": self.timestep, "upscale": self.upscale})
+        return folder
+
+
+def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
+    """Loads a one-step SR pipeline from a folder or a hub id, in float32 on the CPU.
+
+    The layout: `unet/`, `vae/`, `scheduler/` as `save_pretrained` writes them, `prompt_embedding.safetensors` with one
+    tensor `prompt_embedding` (1, T, D), and `passionsr.json` with `timestep` and `upscale`.
+
+    Args:
+        folder_or_id: a local folder, the name "tiny", or the id of a hub repository in this layout.
+        prompt: also load the prompt branch (`tagger/`, `tokenizer/`, `text_encoder/`); without it the constant
+            embedding conditions the UNet (PassionSR-FP).
+
+    Raises:
+        ValueError: a part is missing or damaged; the message names it.
+
+    Example:
+        >>> import tempfile, passionsr_lab as lab
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     pipe = lab.load(lab.tiny().save(folder))
+        >>> pipe.timestep
+        999
+    """
+    torchvision_importable()
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+
+    folder = _locate(folder_or_id)
+    config = _read_config(folder)
+    try:
+        unet = _part(UNet2DConditionModel, folder / "unet")
+        vae = _part(AutoencoderKL, folder / "vae")
+        scheduler = DDPMScheduler.from_pretrained(_existing(folder / "scheduler" / "scheduler_config.json").parent)
+        embedding = load_file(_existing(folder / EMBEDDING))["prompt_embedding"]
+    except Exception as error:  # every library on this path raises its own kind, some in many lines
+        raise ValueError(f"{folder} is not a complete one-step SR model: {str(error).splitlines()[0]}") from error
+    width = unet.config.cross_attention_dim
+    if embedding.ndim != 3 or embedding.shape[-1] != width:
+        raise ValueError(f"{folder / EMBEDDING} is {tuple(embedding.shape)}, but the UNet needs (1, T, {width}).")
+    if config["timestep"] >= len(scheduler.alphas_cumprod):
+        raise ValueError(f"{folder / CONFIG}: the scheduler has {len(scheduler.alphas_cumprod)} timesteps from 0 on.")
+    branch = None
+    if prompt:
+        from .prompt import PromptBranch
+
+        branch = PromptBranch.load(folder)
+    name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
+    pipe = OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name)
+    for tensor in (*pipe.parameters(), *pipe.buffers()):
+        tensor.data = tensor.data.clone()  # out of the file: where a tensor lay there would change the last bits
+    return pipe
+
+
+def _part(kind: type, folder: Path) -> nn.Module:
+    """A diffusers model; weights that the files do not hold would be random, so they are an error."""
+    part, report = kind.from_pretrained(
+        _existing(folder / "config.json").parent, torch_dtype=torch.float32, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"{folder} has no weights for {sorted(report['missing_keys'])[0]}.")
+    return part
+
+
+def _existing(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(f"there is no {file}.")
+    return file
+
+
+def tiny(prompt: bool = False) -> OneStepSR:
+    """The small model that ships with the package (see its model card in `passionsr_lab/tiny/README.md`).
+
+    Example:
+        >>> import passionsr_lab as lab
+        >>> lab.tiny().factor
+        4
+    """
+    return load("tiny", prompt)
+
+
+def _locate(folder_or_id: str | Path) -> Path:
+    if str(folder_or_id) == "tiny":
+        return Path(str(resources.files("passionsr_lab"))) / "tiny"
+    if Path(folder_or_id).is_dir():
+        return Path(folder_or_id)
+    if str(folder_or_id).startswith((".", "/", "~")) or str(folder_or_id).count("/") != 1:
+        raise ValueError(f"There is no folder {folder_or_id}; give a model folder, 'tiny', or a hub id 'owner/name'.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(folder_or_id)))
+    except Exception as error:
+        raise ValueError(f"{folder_or_id} is neither a folder nor a model the hub can give now: {error}") from error
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        timestep, upscale = int(config["timestep"]), int(config["upscale"])
+        if timestep < 0 or upscale < 1:
+            raise ValueError(f"timestep {timestep}, upscale {upscale}")
+        return {"timestep": timestep, "upscale": upscale}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{folder / CONFIG} must be a file like {{"timestep": 999, "upscale": 4}} ({error!r}).'
+        ) from None

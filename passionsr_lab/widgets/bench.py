@@ -1,0 +1,240 @@
+"""The calibration bench and the picture slider: ipywidgets around plain functions that return a Figure."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from ipywidgets import HTML, Button, Dropdown, HBox, Image, IntProgress, IntSlider, Layout, VBox
+
+from .. import plots
+from ..calibrate import Calibration
+from ..config import METHODS, RECIPES
+from ..data import Pair
+from ..metrics import psnr
+from ..model import OneStepSR
+from ..plots.training import STAGES
+from ..surgery import QuantizedSR, quantize
+from .picture import STYLE, Explorer, png
+
+COLUMNS = ("event", "module", "stage", "step", "of", "loss")
+
+
+# -- calibration ------------------------------------------------------------------------------------------------------
+
+
+def planned(work: Calibration) -> list[dict]:
+    """One record (event "plan", no loss) per stage to come, so that a figure has all its panels from the start."""
+    batches = -(-len(work.inputs) // work.batch)
+    rows = [(s.module, "+".join(s.train), max(1, round(work.epochs * s.share)) * batches) for s in work.stages]
+    return [dict(zip(COLUMNS, ("plan", module, stage, 0, steps, float("nan")))) for module, stage, steps in rows]
+
+
+def calibration_figure(records, recipe: str, method: str, result: str = ""):
+    """The loss curves of one calibration, finished or in progress: what the bench shows while it runs.
+
+    Args:
+        records: a list of a `Calibration`'s records, or the DataFrame that `calibrate` returns.
+        recipe, method: their names, for the title.
+        result: what the title ends with, e.g. the PSNR that was reached.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(records)
+    return plots.loss_curves(frame, f"Calibration loss of each module: {method} at {recipe}{result}")
+
+
+def fidelity(q: QuantizedSR, images: Sequence, full: Sequence) -> float:
+    """Mean PSNR (dB) of the pipeline's outputs for LR images (3, h, w) against the full-precision outputs."""
+    return sum(psnr(q(x), y) for x, y in zip(images, full)) / len(full)
+
+
+class CalibrationBench(VBox):
+    """Choose bits and method, press Calibrate, watch the loss curves move, press Stop.
+
+    The calibration runs in a thread, so that the kernel stays free to hear the Stop button; it stops between two
+    steps, and what was not reached gets its plain ranges.  `quantized` is then a pipeline that works, and `records`
+    its records so far.  Arguments: see `calibration_bench`.
+    """
+
+    def __init__(self, pipe, pairs, tests, recipe, method, recipes, methods, every, options, records):
+        self.pipe, self.pairs, self.every, self.options = pipe, list(pairs), every, options
+        self.tests, self.full = [p.lr for p in tests], None
+        self.records, self.quantized, self.error = list(records), None, None
+        self._stopping, self._thread = threading.Event(), None
+        tip = "Bits of weights and activations"
+        self.recipe = Dropdown(options=list(recipes), value=recipe, description="Bits", tooltip=tip, style=STYLE)
+        tip = "maxmin: ranges only; lbq: boundaries; lbq+let: both, jointly; passionsr: module by module (DQC)"
+        self.method = Dropdown(options=list(methods), value=method, description="Method", tooltip=tip, style=STYLE)
+        tip = "Passes over the pairs in each DQC stage; joint methods get twice as many"
+        self.epochs = IntSlider(
+            options.pop("epochs", 2), 1, 16, description="Epochs", tooltip=tip, continuous_update=False, style=STYLE
+        )
+        self.go = Button(description="Calibrate", button_style="primary", tooltip="Start anew with these settings")
+        self.halt = Button(description="Stop", disabled=True, tooltip="Stop after the present step; the model works")
+        self.bar = IntProgress(0, 0, 1, layout=Layout(width="240px"))
+        self.status = HTML("Ready.", layout=Layout(height="24px"))
+        self.picture = Image(format="png", layout=Layout(height="330px", max_width="100%", object_fit="contain"))
+        self.picture.layout.object_position = "left top"
+        controls = [self.recipe, self.method, self.epochs, self.go, self.halt]
+        for control in controls:
+            control.tabbable = True
+        self.go.on_click(lambda _: self.start())
+        self.halt.on_click(lambda _: self.stop())
+        row = HBox(controls, layout=Layout(flex_flow="row wrap"))
+        super().__init__([row, HBox([self.bar, self.status]), self.picture])
+        if self.records:
+            self._draw()
+
+    def __repr__(self) -> str:
+        return "(calibration bench: needs a running kernel; calibration_figure draws the same picture)"
+
+    @property
+    def running(self) -> bool:
+        """Whether a calibration is in progress."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """What the Calibrate button does; nothing while a calibration runs."""
+        if self.running:
+            return
+        self._stopping.clear()
+        self.records, self.quantized, self.error = [], None, None
+        self._busy(True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What the Stop button does: the run ends after the present step."""
+        self._stopping.set()
+
+    def wait(self, timeout: float | None = None) -> QuantizedSR | None:
+        """Waits (seconds) for the run to end; the calibrated pipeline, or None when it is not ready or failed."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+        return None if self.running else self.quantized
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._say("Preparing the full-precision targets.")
+            q = quantize(self.pipe, self.recipe.value)
+            work = Calibration(q, self.pairs, self.method.value, epochs=self.epochs.value, **self.options)
+            self._calibrate(work)
+            work.finish()
+            self.quantized = q
+            stopped = "Stopped; " if self._stopping.is_set() else "Done; "
+            self._say(stopped + self._reached(q))
+        except Exception as error:  # a thread's error would be lost; the widget tells it
+            self.error = error
+            self._say(f"<span role='alert'>{type(error).__name__}: {error}</span>")
+        finally:
+            self._busy(False)
+
+    def _calibrate(self, work: Calibration) -> None:
+        plan, start = planned(work), time.monotonic()
+        self.bar.max, self.bar.value = work.total, 0
+        for count, record in enumerate(work.run(), 1):
+            if count == 1:
+                self.records, start = plan, time.monotonic()
+            self.records.append(record)
+            self.bar.value = count
+            if record["event"] != "step" or record["step"] % self.every == 0:
+                self._say(_progress(record, time.monotonic() - start, count, work.total))
+                self._draw()
+            if self._stopping.is_set():
+                break
+        self._draw()
+
+    def _reached(self, q: QuantizedSR) -> str:
+        if not self.tests:
+            return "the model is in `quantized`."
+        self.full = self.full or [self.pipe(x) for x in self.tests]
+        return f"{fidelity(q, self.tests, self.full):.2f} dB against full precision on {len(self.tests)} test pictures."
+
+    def _draw(self) -> None:
+        self.picture.value = png(calibration_figure(self.records, self.recipe.value, self.method.value))
+
+    def _say(self, text: str) -> None:
+        self.status.value = f"<span role='status'>{text}</span>"
+
+    def _busy(self, busy: bool) -> None:
+        for control in (self.recipe, self.method, self.epochs, self.go):
+            control.disabled = busy
+        self.halt.disabled = not busy
+
+
+def _progress(record: dict, seconds: float, count: int, total: int) -> str:
+    left = seconds / count * (total - count)
+    stage = STAGES.get(record["stage"], record["stage"])
+    where = f"{record['module']}, {stage}, step {record['step']} of {record['of']}"
+    return f"{where}: loss {record['loss']:.3g}; {seconds:.0f} s, about {left:.0f} s left."
+
+
+def calibration_bench(
+    pipe: OneStepSR,
+    pairs: Sequence[Pair],
+    tests: Sequence[Pair] = (),
+    recipe: str = "W6A6",
+    method: str = "passionsr",
+    recipes: Sequence[str] = tuple(RECIPES),
+    methods: Sequence[str] = tuple(METHODS),
+    every: int = 2,
+    records=None,
+    **options,
+) -> CalibrationBench:
+    """Choose bits and method, press Calibrate, watch the loss curves move, stop; `calibration_figure` is its picture.
+
+    Args:
+        pipe: a full-precision pipeline, which stays as it is; each run quantizes it anew.
+        pairs: to calibrate on.
+        tests: pairs of other pictures; their PSNR against full precision is told at the end.
+        recipe, method: the first choice, out of `recipes` and `methods`.
+        every: steps between two pictures.
+        records: of an earlier run, shown until the first one here.
+        options: epochs, batch, seed, rates of `Calibration`.
+
+    Example:
+        >>> import passionsr_lab as lab
+        >>> bench = calibration_bench(lab.tiny(), lab.bundled("calibration", 2, 64), method="let", epochs=1)
+        >>> bench.start()
+        >>> bench.wait().label
+        'simulated'
+    """
+    rows = [] if records is None else records.to_dict("records")
+    return CalibrationBench(pipe, pairs, tests, recipe, method, recipes, methods, every, options, rows)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def image_slider(before, after, names: tuple[str, str] = ("before", "after"), at: float = 0.5) -> Explorer:
+    """A line to move over a picture, `before` on its left and `after` on its right; `plots.split` is its picture.
+
+    Args:
+        before, after: pictures of one size in [0, 1]: tensors (3, H, W), arrays, or PIL images.
+        names: of the two.
+        at: where the line is first, 0 to 1.
+    """
+    draw = lambda percent: plots.split(before, after, percent / 100, names)
+    draw(round(100 * at))  # a wrong pair fails here, not in the widget
+    return Explorer(draw, {"percent": _line(at)}, 540, "picture slider")
+
+
+def method_slider(images: Mapping[str, object], before: str, after: str, at: float = 0.5) -> Explorer:
+    """`image_slider` with two menus: any two of several pictures of one size, `images`: name -> picture."""
+    options = {"options": list(images), "style": STYLE, "layout": Layout(width="240px")}
+    controls = {
+        "left": Dropdown(value=before, description="Left", tooltip="The picture left of the line", **options),
+        "right": Dropdown(value=after, description="Right", tooltip="The picture right of the line", **options),
+        "percent": _line(at),
+    }
+    draw = lambda left, right, percent: plots.split(images[left], images[right], percent / 100, (left, right))
+    return Explorer(draw, controls, 540, "picture slider")
+
+
+def _line(at: float) -> IntSlider:
+    tip = "Where the line is, in percent of the width; the arrow keys move it"
+    return IntSlider(round(100 * at), 0, 100, description="Line (%)", tooltip=tip, continuous_update=False, style=STYLE)
