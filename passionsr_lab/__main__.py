@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     tr.add_argument("--out", type=Path, required=True, help="folder for the model and the training state")
     tr.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     tr.add_argument("--start", help="a model to go on from, with its prompt branch (default: a new one)")
+    tr.add_argument("--skip", type=int, default=0, help="leave out phases that --start has been through (default: 0)")
     tr.add_argument("--minutes", type=float, help="stop after this long, to go on later")
 
     ev = command(evaluate, "evaluate", "PSNR-Y of a full-precision model against bicubic on photographs or lr/ + hr/.")
@@ -224,9 +225,9 @@ def compare(options) -> tuple[int, dict]:
 
 def train(options) -> tuple[int, dict]:
     """`train --images DIR --out DIR`."""
-    from .train import Training
+    from .train import PHASES, Training
 
-    work = Training(options.images, options.seed, start=options.start)
+    work = Training(options.images, options.seed, PHASES[options.skip :], options.start)
     state, start = options.out / "training.pt", time.monotonic()
     if state.exists():
         work.resume(state)

@@ -27,6 +27,7 @@ from .model import OneStepSR, load
 from .prompt import measure_tags, new_branch, words
 
 RATIO = 4.0  # standard deviation of z_H over that of z_L at the start: how much Eq. 9 must add
+CONDITION_RATE = 5.0  # learning rate of tagger, text encoder and cross-attention over the UNet's
 LATENT_STD = 0.25  # of z_L at the start; an image in [-1, 1] has about 0.5
 
 
@@ -52,6 +53,8 @@ PHASES = (
     Phase("absolute errors", 2400, 128, 4, 5e-4, 3e-4, horizon=3000),
     Phase("squared errors", 1300, 128, 4, 3e-4, 2e-4, horizon=1300, squares=True),
     Phase("large crops", 150, 256, 2, 1e-4, 5e-5, horizon=150, squares=True),
+    Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, squares=True),
+    Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, squares=True),
 )
 
 
@@ -252,9 +255,10 @@ class Training:
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.crops = Crops(images, seed)
         self.rng = np.random.default_rng(seed)
-        vae, rest = list(self.model.vae.parameters()), [self.model.unet, self.model.prompt]
-        groups = [{"params": vae}, {"params": [p for m in rest for p in m.parameters()]}]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        condition = [p for name, p in self.model.unet.named_parameters() if ".attn2." in name]
+        rest = [p for name, p in self.model.unet.named_parameters() if ".attn2." not in name]
+        groups = [list(self.model.vae.parameters()), rest, [*condition, *self.model.prompt.parameters()]]
+        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
     @property
     def total(self) -> int:
@@ -282,7 +286,8 @@ class Training:
     def _train_step(self, phase: Phase, position: int) -> float:
         decay = 0.5 * (1 + math.cos(math.pi * position / phase.horizon)) * 0.95 + 0.05
         warm = min(1.0, (position + 1) / 100)
-        for group, rate in zip(self.optimizer.param_groups, (phase.lr_vae, phase.lr_unet)):
+        rates = phase.lr_vae, phase.lr_unet, CONDITION_RATE * phase.lr_unet
+        for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate * decay * warm
         lr, hr = self.crops.batch(phase, self.rng)
         with torch.autocast("cpu", torch.bfloat16):
