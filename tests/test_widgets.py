@@ -88,7 +88,7 @@ def test_the_figure_marks_the_best_pair_and_says_the_errors():
 def test_a_histogram_serves_as_well_as_the_values():
     counts, edges = np.histogram(X.numpy(), 4000)
     binned, whole = (explore.best_boundaries(explore.sample(x), 4) for x in ((edges, counts), X))
-    assert binned == pytest.approx(whole, rel=0.05, abs=0.05)
+    assert total(X, *binned, 4, "integer") <= total(X, *whole, 4, "integer") * 1.02
 
 
 @pytest.mark.parametrize(("lower", "upper"), [(2.0, 1.0), (1.0, 1.0)])
