@@ -255,10 +255,12 @@ class Training:
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.crops = Crops(images, seed)
         self.rng = np.random.default_rng(seed)
+        self.bfloat16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # without, it is slower than float32
         condition = [p for name, p in self.model.unet.named_parameters() if ".attn2." in name]
         rest = [p for name, p in self.model.unet.named_parameters() if ".attn2." not in name]
-        groups = [list(self.model.vae.parameters()), rest, [*condition, *self.model.prompt.parameters()]]
-        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        parts = list(self.model.vae.parameters()), rest, [*condition, *self.model.prompt.parameters()]
+        groups = [{"params": part} for part in parts]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
 
     @property
     def total(self) -> int:
@@ -290,7 +292,7 @@ class Training:
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate * decay * warm
         lr, hr = self.crops.batch(phase, self.rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             loss = self._loss(lr, hr, phase.squares)
         self.optimizer.zero_grad()
         loss.backward()
