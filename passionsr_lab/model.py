@@ -123,6 +123,7 @@ class OneStepSR(nn.Module):
         """Writes the folder that `load` reads: diffusers layout, prompt embedding, `passionsr.json`."""
         folder = Path(folder)
         for part in ("unet", "vae", "scheduler"):
+            getattr(self, part).register_to_config(_name_or_path="")  # not the folder that it was loaded from
             getattr(self, part).save_pretrained(folder / part)
         write_tensors(folder / EMBEDDING, {"prompt_embedding": self.prompt_embedding})
         if self.prompt is not None:
