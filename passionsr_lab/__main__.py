@@ -77,9 +77,11 @@ def parser() -> argparse.ArgumentParser:
     cmp = command(compare, "compare", "The ablation: methods x recipes on pictures that were not calibrated on.")
     cmp.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
     cmp.add_argument("--recipes", default="W8A8,W6A6,W4A4", help="(default: %(default)s)")
-    cmp.add_argument("--methods", default="maxmin,lbq,lbq+let,passionsr", help="(default: %(default)s)")
+    cmp.add_argument(
+        "--methods", default="maxmin,lbq,lbq+let,passionsr-strict,passionsr", help="(default: %(default)s)"
+    )
     cmp.add_argument("--seeds", type=int, default=1, help="how many seeds (default: %(default)s)")
-    cmp.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
+    cmp.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
     cmp.add_argument("--cache", type=Path, help="folder in which finished runs are kept")
     cmp.add_argument("--csv", type=Path, help="also write the table there, and every run beside it (NAME_runs.csv)")
 

@@ -6,7 +6,6 @@ for how long.  Progress leaves as records, one per step; nothing is printed.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import time
@@ -33,7 +32,7 @@ class Calibration:
     Args:
         pipe: what `quantize` returned; it is calibrated in place.
         pairs: `Pair`s or (lr, hr) tuples; only the LR images are used, the targets are the full-precision model's.
-        method: "maxmin", "let", "lbq", "lbq+let" or "passionsr" (config.METHODS).
+        method: "maxmin", "let", "lbq", "lbq+let", "passionsr" or "passionsr-strict" (config.METHODS).
         epochs: passes over the pairs in each DQC stage; the joint methods get twice as many in their one stage.
         batch: pairs per step; images of different sizes are never mixed.
         seed: of the order of the pairs.
@@ -52,7 +51,6 @@ class Calibration:
         batch: int = 4,
         seed: int = 0,
         rates: dict[str, float] = RATES,
-        weigh: bool = False,
     ):
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}.")
@@ -61,7 +59,7 @@ class Calibration:
         if epochs < 1 or batch < 1:
             raise ValueError(f"epochs and batch are at least 1, not {epochs} and {batch}.")
         self.pipe, self.method, self.rates = pipe, METHODS[method], rates
-        self.epochs, self.batch, self.seed, self.weigh = epochs, batch, seed, weigh
+        self.epochs, self.batch, self.seed = epochs, batch, seed
         self.stages = [s for s in self.method.stages if s.module == "all" or s.module in pipe.recipe.modules]
         self.device = pipe.prompt_embedding.device
         self.inputs = [pipe.prepare(to_tensor(pair[-2])[None].to(self.device)) for pair in pairs]
@@ -135,7 +133,7 @@ class Calibration:
             for p in group["params"]:
                 p.requires_grad_(True)
         x, y = (torch.cat([cache[i] for i in rows]) for cache in (inputs, targets))
-        loss = self._loss(module, self._forward(module, x) - y)
+        loss = (self._forward(module, x) - y).square().mean()
         if not torch.isfinite(loss):
             raise FloatingPointError(f"The calibration loss of {module} became {loss.item()}; lower its rates.")
         optimizer.zero_grad()
@@ -187,7 +185,6 @@ class Calibration:
             for module in MODULES:
                 x = self.full[module] = self._map(module, x)
             self.full["all"] = x
-            self.weights = {m: self._weigh(m) for m in MODULES[:-1]} if self.weigh and self.method.distributed else {}
 
     def _chain(self, module: str) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs of a module from the quantized modules before it, and its full-precision targets."""
@@ -217,29 +214,8 @@ class Calibration:
             x = self.full[module]
 
     def _mean_loss(self, module: str, inputs: list[Tensor], targets: list[Tensor]) -> float:
-        losses = [self._loss(module, self._map(module, [x])[0] - y).item() for x, y in zip(inputs, targets)]
+        losses = [(self._map(module, [x])[0] - y).square().mean().item() for x, y in zip(inputs, targets)]
         return float(np.mean(losses))
-
-    def _loss(self, module: str, error: Tensor) -> Tensor:
-        """Mean square of an error (B, C, h, w); of a latent, as it would show in the image if `weigh` is on."""
-        if module not in self.weights:
-            return error.square().mean()
-        return torch.einsum("bchw,cd,bdhw->", error, self.weights[module], error) * (len(error[0]) / error.numel())
-
-    @torch.no_grad()
-    def _weigh(self, module: str, size: int = 4) -> Tensor:
-        """(C, C): the image error that a small white error in each pair of latent channels makes, full precision."""
-        after = MODULES[MODULES.index(module) + 1 :]
-        generator = torch.Generator().manual_seed(self.seed)
-        gram = 0
-        for z in self.full[module][:size]:
-            noise = torch.randn(z.shape[2:], generator=generator).to(z) * 0.05 * z.std()
-            images = []
-            for delta in (torch.zeros_like(z), *(noise * e.view(1, -1, 1, 1) for e in torch.eye(z.shape[1]).to(z))):
-                images.append(functools.reduce(lambda x, m: self._forward(m, x), after, z + delta).flatten())
-            changes = (torch.stack(images[1:]) - images[0]) / noise.std()
-            gram = gram + changes @ changes.T / changes.shape[1] / min(size, len(self.full[module]))
-        return gram
 
     def module_losses(self) -> dict[str, float]:
         """The loss of each quantized module now, each fed by the quantized ones before it; for any method."""
@@ -284,7 +260,7 @@ class Calibration:
         return {
             "recipe": self.pipe.recipe.to_dict(), "method": self.method.name, "pairs": digest.hexdigest(),
             "epochs": self.epochs, "batch": self.batch, "seed": self.seed, "rates": dict(self.rates),
-            "weigh": self.weigh, "model": fingerprint(self.pipe),
+            "model": fingerprint(self.pipe),
         }  # fmt: skip
 
 

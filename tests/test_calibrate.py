@@ -106,13 +106,15 @@ def test_joint_methods_get_as_many_steps_per_module_as_distributed_ones(run):
     assert by_method["lbq"] == by_method["lbq+let"] == by_method["passionsr"] / 3
 
 
-def test_what_a_stage_does_not_train_it_leaves_alone(pipe, pairs):
+@pytest.mark.parametrize("method", ["passionsr", "passionsr-strict"])
+def test_what_a_stage_does_not_train_it_leaves_alone(pipe, pairs, method):
     q = quantize(pipe, W6A6)
     before, trained = None, {"transform": (".log_scale", ".offset"), "bounds": (".trim",)}
+    trained["transform+bounds"] = trained["transform"] + trained["bounds"]
     prefix = {"encoder": ("vae.encoder", "vae.quant_conv"), "unet": ("unet",)}
     prefix["decoder"] = ("vae.decoder", "vae.post_quant_conv")
     changed = 0
-    for record in Calibration(q, pairs[FEW], "passionsr", **QUICK).run():
+    for record in Calibration(q, pairs[FEW], method, **QUICK).run():
         now = state(q)
         if record["event"] == "step":
             moved = [k for k in now if not torch.equal(now[k], before[k])]
