@@ -90,7 +90,7 @@ def obtain(url: str) -> None:
     source = url.replace(HUB, constants.ENDPOINT + "/")  # people behind a mirror set HF_ENDPOINT
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else silence(urlsplit(source).hostname)
     if reason:
-        raise OSError(f"{label(url)} is not in {path.parent} and cannot be downloaded ({reason})")
+        raise OSError(f"{label(url)} is not in {_shown(path.parent)} and cannot be downloaded ({reason})")
     if url == VIT:
         hf_hub_download(*VIT_FILE)
     else:
@@ -124,6 +124,12 @@ def location(url: str) -> Path:
 def label(url: str) -> str:
     """The file's name as tables print it."""
     return "/".join(VIT_FILE) if url == VIT else url.rpartition("/")[2]
+
+
+def _shown(path: Path) -> str:
+    """Without the name of a home folder, which is nobody's business in a table."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def sha256(path: Path) -> str:

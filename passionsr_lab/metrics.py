@@ -122,6 +122,16 @@ def measure(
     return _table(pairs, table, protocol)
 
 
+def stream(rows: Iterable[tuple], metrics: Sequence[str] | None = None, protocol: str | None = None) -> DataFrame:
+    """`score` for rows (name, image, reference) that come one at a time and are not kept.
+
+    Example:
+        >>> stream(((n, torch.zeros(3, 8, 8), torch.ones(3, 8, 8)) for n in "ab"), ["psnr"]).name.tolist()
+        ['a', 'b']
+    """
+    return _table((_pair(*row) for row in rows), chosen(metrics, protocol), protocol)
+
+
 def summary(frame: DataFrame, samples: int = 1000, seed: int = 0) -> DataFrame:
     """Means over the images with their 95 % bootstrap confidence intervals (percentile method, `samples` resamplings).
 

@@ -63,6 +63,13 @@ def to_csv(
     return _write(Path(folder) / f"{name}.csv", head + frame.to_csv(index=False, lineterminator="\n"))
 
 
+def read(path: str | Path) -> DataFrame:
+    """The frame that `to_csv` wrote, to the last bit."""
+    import pandas as pd
+
+    return pd.read_csv(path, comment="#", float_precision="round_trip")
+
+
 def to_latex(
     frame: DataFrame,
     name: str,

@@ -118,3 +118,24 @@ def test_prefetch_goes_on_after_a_file_that_cannot_be_had(cli, tmp_path, monkeyp
     assert code == 1 and len(missing) == told["missing"] and all("HF_HUB_OFFLINE" in row["note"] for row in missing)
     assert {"RN50.pt", "ckpt_koniq10k.pt"} <= {row["file"] for row in missing}
     assert np.unique(list(files)).size == len(told["files"])
+
+
+def test_table2_is_one_command(cli, pipe, tmp_path):
+    model, out = pipe.save(tmp_path / "small"), tmp_path / "out"
+    arguments = ["table2", "--model", model, "--out", out, "--bits", "W4A4", "--methods", "PassionSR-FP,maxmin",
+                 "--metrics", "psnr", "--count", 1, "--crop", 32, "--pairs", 1, "--size", 16]  # fmt: skip
+    code, told, _ = cli(*arguments)
+    assert code == 0 and [row["method"] for row in told["rows"]] == ["PassionSR-FP", "MaxMin"]
+    assert told["rows"][0]["PSNR"] > 0 and told["notes"] == [] and all(Path(p).is_file() for p in told["paths"])
+    code, _, err = cli(*arguments)
+    assert code == 2 and "--resume" in err and err.count("\n") == 1
+    assert cli(*arguments, "--resume")[1] == told
+    code, _, err = cli("table2", "--out", tmp_path / "no", "--datasets", f"RealSR={tmp_path}")
+    assert code == 2 and "There is no RealSR" in err and "lr/*.png with hr/*.png" in err
+
+
+def test_pairs_makes_what_calibrate_reads(cli, folders, tmp_path):
+    code, told, _ = cli("pairs", "--images", folders[0], "--out", tmp_path / "set", "--count", 4, "--size", 16)
+    assert code == 0 and told["pairs"] == 4 and len(list((tmp_path / "set" / "lr").iterdir())) == 4
+    code, _, err = cli("pairs", "--images", folders[0], "--out", tmp_path / "set", "--size", 512)
+    assert code == 2 and "No photograph" in err
