@@ -101,9 +101,7 @@ def run(plan: Plan, out: str | Path, resume: bool = False) -> Iterator[dict]:
     """
     out, sets = Path(out), [read_set(what, plan.count, plan.crop) for what in plan.datasets]
     pairs = _calibration_pairs(plan)
-    settings = {
-        key: value for key, value in asdict(plan).items() if key in ("pairs", "size", "epochs", "batch", "seed")
-    }
+    settings = {key: getattr(plan, key) for key in ("pairs", "size", "epochs", "batch", "seed")}
     mark = fingerprint(load(plan.model))
     _claim(out, settings | {"model": mark, "photographs": PairList("", pairs).digest()} | versions(), resume)
     scoring = _hash([mark, quality.versions(plan.protocol, plan.metrics), list(plan.metrics or ()), versions()])
@@ -255,7 +253,7 @@ def wide(summary: DataFrame) -> DataFrame:
 
 
 def write(plan: Plan, out: str | Path) -> dict:
-    """Writes `table2.csv`, `table2.tex`, `table2_means.csv` (with 95 % intervals) and `table2_images.csv` from the cells.
+    """Makes `table2.csv`, `table2.tex`, `table2_means.csv` (with 95 % intervals) and `table2_images.csv` of the cells.
 
     Returns:
         paths, and notes: one sentence for every metric that is missing.
