@@ -4,7 +4,7 @@
 # **The question.** How good is each method at each width, by every metric of the protocol (the paper's Table 2)?
 #
 # **What you will see.** The table of data sets × bits × methods, each metric with its bootstrap confidence interval; the
-# paper's numbers beside ours where the same cell exists; one sentence for each metric that cannot be had here. About 90
+# paper's numbers beside ours where the same cell exists; one sentence for each metric that cannot be had here. About 70
 # seconds on one CPU core; no download.
 #
 # **A full run.** `python -m passionsr_lab table2 --model MODEL --datasets RealSR,DRealSR,DIV2K_val --out DIR`, with
@@ -29,7 +29,7 @@ METHODS = ("FP", "PassionSR-FP", "maxmin", "passionsr")  # others plug in by nam
 PROTOCOL = "passionsr"  # the paper's; "osediff" is the other
 METRICS = ("psnr_y", "ssim_y")  # None: all that the protocol has, if their weights can be had
 COUNT, CROP = 8, 128  # test pairs and their HR pixels; None, None: all, whole
-PAIRS, SIZE, EPOCHS, BATCH = 12, 64, 2, 4  # of the calibration
+PAIRS, SIZE, EPOCHS, BATCH = 8, 64, 2, 4  # of the calibration
 SEED = 0
 OUT = None  # a folder makes the run resumable; None: a temporary one
 FIGURES = figures_folder()
