@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 from .config import METHODS
-from .datasets import DEGRADATIONS
+from .pairs import DEGRADATIONS
 from .protocols import PROTOCOLS
 
 
@@ -135,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     ta.add_argument("--count", type=int, help="measure on only so many pairs (default: all; 8 of the bundled ones)")
     ta.add_argument("--crop", type=int, help="measure on centre crops of so many HR pixels (default: whole pictures)")
     ta.add_argument("--images", help="to calibrate on: a folder, as for `calibrate` (default: bundled)")
+    ta.add_argument("--device", help="like cuda (default: cpu)")
     for name, what in (("pairs", 32), ("size", 128), ("epochs", 4), ("batch", 4), ("seed", 0)):
         ta.add_argument(f"--{name}", type=int, help=f"of the calibration (default: {what})")
 
@@ -341,7 +342,7 @@ def measure(options) -> tuple[int, dict]:
 
 def pairs(options) -> tuple[int, dict]:
     """`pairs --images DIR --out DIR --count 500`."""
-    from .datasets import calibration_set
+    from .pairs import calibration_set
 
     settings = {name: getattr(options, name) for name in ("count", "size", "seed", "degradation")}
     written = list(_progress(calibration_set(options.images, options.out, **settings), options.count, "pairs"))

@@ -56,6 +56,7 @@ class Plan:
     methods: "FP", "PassionSR-FP", of `config.METHODS` or of `PLUGINS`.
     protocol, metrics: as for `metrics.score`.
     images, pairs, size, epochs, batch, seed: of the calibration, as for `python -m passionsr_lab calibrate`.
+    device: where it runs; off the CPU calibrations are `lean`.
     """
 
     model: str = "tiny"
@@ -72,6 +73,7 @@ class Plan:
     epochs: int = 4
     batch: int = 4
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self):
         chosen(self.metrics, self.protocol)
@@ -132,14 +134,14 @@ def _calibration_pairs(plan: Plan) -> list[Pair]:
 def _pipeline(plan: Plan, out: Path, bits: str, method: str, pairs: list[Pair]) -> Iterator[dict]:
     """The pipeline of a row (as the generator's return value); calibrated here, or read from where it was saved."""
     if method in FULL_METHODS:
-        return _full(plan.model, method)
-    pipe, wanted = load(plan.model), RECIPES.get(bits) or recipe_named(bits)
+        return _full(plan.model, method).to(plan.device)
+    pipe, wanted = load(plan.model).to(plan.device), RECIPES.get(bits) or recipe_named(bits)
     if method in PLUGINS:
         return PLUGINS[method](pipe, wanted, pairs, plan.seed)
     folder = out / "quantized" / f"{bits}_{method}"
     if not (folder / DESCRIPTION).is_file():
         quantized = quantize(pipe, wanted)
-        work = Calibration(quantized, pairs, method, plan.epochs, plan.batch, plan.seed)
+        work = Calibration(quantized, pairs, method, plan.epochs, plan.batch, plan.seed, lean=plan.device != "cpu")
         for record in _resumed(work, folder / "unfinished.pt"):
             yield record | {"event": "calibrate", "bits": bits, "method": method, "total": work.total}
         save(quantized, folder)

@@ -1,6 +1,8 @@
 """Test sets in every layout, and the calibration set."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 from PIL import Image
 
 from passionsr_lab.data import Pair, folder_pairs, read_image
-from passionsr_lab.datasets import LAYOUTS, PairFolder, bicubic, calibration_set, located
+from passionsr_lab.datasets import LAYOUTS, PairFolder, located, read_set
+from passionsr_lab.pairs import bicubic, calibration_set
+
+DATA = Path(os.environ.get("PASSIONSR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def picture(size, seed):
@@ -95,6 +100,22 @@ def test_a_data_set_is_found_whatever_its_case(tmp_path, monkeypatch):
     monkeypatch.delenv("PASSIONSR_DATA")
     with pytest.raises(ValueError, match="set PASSIONSR_DATA"):
         located("RealSR")
+
+
+@pytest.mark.skipif(not (DATA / "realsr" / "lr").is_dir(), reason="the RealSR test pairs are not here")
+def test_the_real_pairs_are_read(monkeypatch):
+    monkeypatch.setenv("PASSIONSR_DATA", str(DATA))
+    found = read_set("RealSR")
+    assert len(found) == 100 and found.name == "RealSR"
+    first = next(iter(found))
+    assert first.lr.shape == (3, 128, 128) and first.hr.shape == (3, 512, 512)
+    assert len(read_set(f"RealSR={DATA / 'realsr'}", count=3)) == 3
+
+
+def test_the_bundled_pairs_are_read_like_a_set():
+    found = read_set("bundled", 3, 32)
+    assert [p.hr.shape for p in found] == [(3, 32, 32)] * 3
+    assert found.digest() == read_set("bundled", 3, 32).digest() != read_set("bundled", 2, 32).digest()
 
 
 # -- calibration set --------------------------------------------------------------------------------------------------
