@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 from .config import METHODS
+from .pairs import DEGRADATIONS
+from .protocols import PROTOCOLS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,6 +104,45 @@ def parser() -> argparse.ArgumentParser:
     ev.add_argument("--size", type=int, default=256, help="HR pixels of a square crop (default: %(default)s)")
     ev.add_argument("--prompt", action="store_true", help="keep the prompt branch, if the model has one")
     ev.add_argument("--seed", type=int, default=0, help="of crops and degradation (default: %(default)s)")
+
+    co = command(cost, "cost", "Parameters, MACs and bit-weighted size and operations, from the architecture alone.")
+    co.add_argument("--model", default="sd21", help="'sd21', 'tiny' or a model folder (default: %(default)s)")
+    co.add_argument("--recipe", help="also the cost at these bits, like W8A8")
+    co.add_argument("--size", type=int, default=512, help="edge of the image that comes out (default: %(default)s)")
+
+    me = command(measure, "measure", "Score the pictures of a folder against originals of the same names.")
+    me.add_argument("-i", "--images", type=Path, required=True, help="folder of pictures to score")
+    me.add_argument("-r", "--references", type=Path, help="folder of the originals, with exactly the same names")
+    me.add_argument("--protocol", default="osediff", choices=list(PROTOCOLS), help="(default: %(default)s)")
+    me.add_argument("--metrics", help="some of the protocol's, comma-separated; psnr is psnr_y (default: all)")
+    me.add_argument("--csv", type=Path, help="also write every image's scores there")
+
+    ca = command(pairs, "pairs", "Make a calibration set of pairs out of photographs; a stopped run goes on.")
+    ca.add_argument("--images", type=Path, required=True, help="a folder of photographs")
+    ca.add_argument("--out", type=Path, required=True, help="folder for lr/ and hr/, which `calibrate --images` reads")
+    ca.add_argument("--count", type=int, default=500, help="how many pairs (default: %(default)s)")
+    ca.add_argument("--size", type=int, default=512, help="HR pixels of a square crop (default: %(default)s)")
+    ca.add_argument("--seed", type=int, default=0, help="of crops and degradation (default: %(default)s)")
+    ca.add_argument("--degradation", default="camera", choices=list(DEGRADATIONS), help="(default: %(default)s)")
+
+    ta = command(table2, "table2", "Table 2: data sets x bits x methods, as CSV and LaTeX beside the paper's numbers.")
+    ta.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
+    ta.add_argument("--out", type=Path, required=True, help="folder for the tables and all that they are made of")
+    ta.add_argument("--resume", action="store_true", help="go on with the table in --out")
+    ta.add_argument("--datasets", help="'bundled', RealSR, DRealSR, DIV2K_val or NAME=FOLDER (default: bundled)")
+    ta.add_argument("--bits", help="recipes (default: W8A8,W6A6)")
+    ta.add_argument("--methods", help="(default: FP,PassionSR-FP,maxmin,passionsr)")
+    ta.add_argument("--protocol", choices=list(PROTOCOLS), help="of the metrics (default: passionsr)")
+    ta.add_argument("--metrics", help="some of the protocol's (default: all)")
+    ta.add_argument("--count", type=int, help="measure on only so many pairs (default: all; 8 of the bundled ones)")
+    ta.add_argument("--crop", type=int, help="measure on centre crops of so many HR pixels (default: whole pictures)")
+    ta.add_argument("--images", help="to calibrate on: a folder, as for `calibrate` (default: bundled)")
+    ta.add_argument("--device", help="like cuda (default: cpu)")
+    for name, what in (("pairs", 32), ("size", 128), ("epochs", 4), ("batch", 4), ("seed", 0)):
+        ta.add_argument(f"--{name}", type=int, help=f"of the calibration (default: {what})")
+
+    pre = command(prefetch, "prefetch", "Download the weights that a protocol's metrics need, those that can be had.")
+    pre.add_argument("--protocol", default="osediff", choices=list(PROTOCOLS), help="(default: %(default)s)")
     return top
 
 
@@ -272,6 +313,74 @@ def evaluate(options) -> tuple[int, dict]:
         "gain": result["psnr_y"] - result["bicubic"],
         "better_on": int(sum(a > b for a, b in zip(ours, bicubic))),
     }
+
+
+def cost(options) -> tuple[int, dict]:
+    """`cost --model sd21 --recipe W8A8`."""
+    from .bitcost import report
+    from .config import recipe
+    from .sd21 import architecture
+
+    start, wanted = time.perf_counter(), recipe(options.recipe) if options.recipe else None
+    figures = report(architecture(options.model), wanted, options.size)
+    head = {"model": options.model, "recipe": options.recipe or "W32A32", "size": options.size}
+    return 0, head | figures | {"seconds": time.perf_counter() - start}
+
+
+def measure(options) -> tuple[int, dict]:
+    """`measure -i DIR -r DIR --protocol osediff`."""
+    from .metrics import measure as scores
+    from .metrics import summary, versions
+    from .tables import plain, to_csv
+
+    metrics = options.metrics.split(",") if options.metrics else None
+    frame = scores(options.images, options.references, metrics, options.protocol)
+    if options.csv:
+        to_csv(frame, options.csv.stem, options.csv.parent)
+    rows = plain(summary(frame))
+    count = int(frame.name[frame.name != "all"].nunique())
+    return 0, {"images": count, "scores": rows, "versions": versions(options.protocol, metrics)}
+
+
+def pairs(options) -> tuple[int, dict]:
+    """`pairs --images DIR --out DIR --count 500`."""
+    from .pairs import calibration_set
+
+    settings = {name: getattr(options, name) for name in ("count", "size", "seed", "degradation")}
+    written = list(_progress(calibration_set(options.images, options.out, **settings), options.count, "pairs"))
+    return 0, {"pairs": len(written), "out": str(options.out)} | settings
+
+
+def table2(options) -> tuple[int, dict]:
+    """`table2 --model tiny --out DIR`."""
+    from dataclasses import fields
+
+    from .table2 import Plan, run
+    from .tables import plain, read
+
+    given = {f.name: getattr(options, f.name) for f in fields(Plan)}
+    lists = ("datasets", "bits", "methods", "metrics")
+    given = {k: tuple(v.split(",")) if k in lists else v for k, v in given.items() if v is not None}
+    plan = Plan(**given)
+    total = len(plan.pipelines) * len(plan.datasets)
+    bar, result = iter(_progress(range(total), total, "cells")), {}
+    for record in run(plan, options.out, options.resume):
+        if record["event"] == "cell":
+            next(bar, None)
+        result = record
+    table = read(options.out / "table2.csv")
+    if not options.json:
+        print(table.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+    return 0, {"rows": plain(table), **result} if options.json else {"notes": result["notes"]}
+
+
+def prefetch(options) -> tuple[int, dict]:
+    """`prefetch --protocol osediff`."""
+    from .iqa import prefetch as fetch
+
+    files = list(_progress(fetch(options.protocol), what="weights"))
+    missing = sum(row["sha256"] == "absent" for row in files)
+    return int(bool(missing)), {"protocol": options.protocol, "files": files, "missing": missing}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ from .config import METHODS, MODULES, Stage
 from .data import Pair, to_tensor
 from .files import write_checkpoint
 from .layers import Range
-from .memory import Peak
+from .memory import Peak, Remade, checkpointing
 from .surgery import QuantizedSR, fingerprint, load_state, mode, parameters, pieces, quantized_layers, state
 
 RATES = {"transform": 1e-2, "bounds": 1e-2}  # steps of log scale and of range-relative boundaries
@@ -37,6 +38,9 @@ class Calibration:
         batch: pairs per step; images of different sizes are never mixed.
         seed: of the order of the pairs.
         rates: learning rates of Adam for "transform" and "bounds", in relative units; they fall by a cosine to 5 %.
+        lean: for full-size models: gradient checkpointing, only the module at work on the device, and of every pair
+            only the LR image and the latents are kept; what has the image's size is made again when it is needed.
+            The numbers are the same.
 
     Raises:
         ValueError: unknown method, no pairs.
@@ -51,6 +55,7 @@ class Calibration:
         batch: int = 4,
         seed: int = 0,
         rates: dict[str, float] = RATES,
+        lean: bool = False,
     ):
         if method not in METHODS:
             raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}.")
@@ -62,7 +67,9 @@ class Calibration:
         self.epochs, self.batch, self.seed = epochs, batch, seed
         self.stages = [s for s in self.method.stages if s.module == "all" or s.module in pipe.recipe.modules]
         self.device = pipe.prompt_embedding.device
-        self.inputs = [pipe.prepare(to_tensor(pair[-2])[None].to(self.device)) for pair in pairs]
+        self.lean, self.resident = lean, "all"
+        images = [to_tensor(pair[-2])[None] for pair in pairs]
+        self.inputs = self._kept(lambda i: pipe.prepare(images[i].to(self.device)), len(images))
         self.stage, self.step, self.first = 0, 0, math.nan
         self.ends: list[dict] = []  # the "end" record of every stage that is done
         self._optimizer_state: dict | None = None
@@ -82,6 +89,13 @@ class Calibration:
         Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs before and after the
         stage, `first` is the one before.  A stage that ends above its start is taken back.
         """
+        with checkpointing(self.pipe.unet, self.pipe.vae) if self.lean else nullcontext():
+            try:
+                yield from self._run()
+            finally:
+                self._place("all")
+
+    def _run(self) -> Iterator[dict]:
         self._targets()
         if not self.method.distributed and self.stage == 0 and self.step == 0:
             self._observe_all()
@@ -100,6 +114,7 @@ class Calibration:
         scope = pieces(self.pipe, stage.module)
         if self.step == 0 and self.method.distributed and stage is self._first_of(stage.module):
             self._observe(stage.module, inputs)
+        self._place(stage.module)
         trained = {kind: parameters(scope, kind) for kind in stage.train}
         optimizer = torch.optim.Adam([{"params": p, "kind": kind} for kind, p in trained.items()], lr=0.0)
         steps = self._steps(stage, inputs)
@@ -125,6 +140,32 @@ class Calibration:
         end = self._record(stage, "end", self.first if reverted else last, len(steps), reverted=reverted)
         self.ends = [*self.ends[: self.stage], end]
         yield end
+
+    def probe(self) -> Iterator[dict]:
+        """One step of each module's LET and LBQ together and no more, to see what steps take: a "step" record each.
+
+        The pipeline works afterwards, but it is not calibrated.
+        """
+        with checkpointing(self.pipe.unet, self.pipe.vae) if self.lean else nullcontext():
+            self._targets()
+            x, batch = self.inputs, list(range(min(self.batch, len(self.inputs))))
+            for module in (m for m in MODULES if m in self.pipe.recipe.modules):
+                self._observe(module, x)
+                yield self._probed(Stage(module, ("transform", "bounds")), batch, x)
+                x = self._map(module, x)
+            self._place("all")
+
+    def _probed(self, stage: Stage, batch: list[int], inputs: Sequence[Tensor]) -> dict:
+        self._place(stage.module)
+        scope = pieces(self.pipe, stage.module)
+        optimizer = torch.optim.Adam(
+            [{"params": parameters(scope, kind), "kind": kind} for kind in stage.train], lr=0.0
+        )
+        with Peak(self.device) as peak:
+            start = time.perf_counter()
+            loss = self._train_step(stage.module, batch, inputs, self.full[stage.module], optimizer, 1)
+            seconds = time.perf_counter() - start
+        return self._record(stage, "step", loss, 1, seconds=seconds, peak_bytes=peak.bytes)
 
     def _train_step(self, module, rows, inputs, targets, optimizer, total) -> float:
         decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / total))
@@ -170,6 +211,7 @@ class Calibration:
 
     def _forward(self, module: str, x: Tensor) -> Tensor:
         """What the loss compares: z_L (Eq. 8), z_H after Eq. 9 (Eq. 10), or the image."""
+        self._place(module)
         forward = {"encoder": self.pipe.encode, "unet": self.pipe.denoise, "decoder": self.pipe.decode}
         return forward.get(module, self.pipe.restore)(x)
 
@@ -182,9 +224,26 @@ class Calibration:
         self.full = {}
         with mode(self.pipe, "float"):
             x = self.inputs
-            for module in MODULES:
+            for module in MODULES[:-1]:
                 x = self.full[module] = self._map(module, x)
-            self.full["all"] = x
+            self.full["decoder"] = self.full["all"] = self._kept(lambda i: self._full_image(x[i]), len(x))
+
+    @torch.no_grad()
+    def _full_image(self, latent: Tensor) -> Tensor:
+        """What the full-precision decoder makes of z_H (1, C, h, w)."""
+        with mode(self.pipe, "float"):
+            return self._forward("decoder", latent)
+
+    def _kept(self, make: Callable[[int], Tensor], count: int) -> Sequence[Tensor]:
+        """`make(0)`, `make(1)`, ...: made now and kept, or with `lean` made each time."""
+        return Remade(make, count) if self.lean else [make(i) for i in range(count)]
+
+    def _place(self, module: str) -> None:
+        """With `lean`, moves the module that is at work to the device, and the others off it."""
+        if self.lean and module != self.resident:
+            for name in MODULES:
+                pieces(self.pipe, name).to(self.device if module in (name, "all") else "cpu")
+            self.resident = module
 
     def _chain(self, module: str) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs of a module from the quantized modules before it, and its full-precision targets."""

@@ -1,11 +1,14 @@
-"""Peak memory of a block of code."""
+"""Memory: the peak of a block of code, and two ways to need less."""
 
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 class Peak:
@@ -39,3 +42,38 @@ def _resident_peak() -> int:
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Remade(Sequence):
+    """A sequence of `count` tensors that keeps none of them: `make(i)` makes the i-th whenever it is asked for.
+
+    Example:
+        >>> [int(x) for x in Remade(lambda i: torch.tensor(i * i), 3)]
+        [0, 1, 4]
+    """
+
+    def __init__(self, make: Callable[[int], Tensor], count: int):
+        self.make, self.count = make, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> Tensor:
+        if not 0 <= i < self.count:
+            raise IndexError(i)
+        return self.make(i)
+
+
+@contextmanager
+def checkpointing(*models) -> Iterator[None]:
+    """Within the block these diffusers models keep only the inputs of their blocks for the backward pass.
+
+    The rest is computed a second time: about a third more work for several times less memory; the same gradients.
+    """
+    for model in models:
+        model.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for model in models:
+            model.disable_gradient_checkpointing()

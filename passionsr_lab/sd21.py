@@ -5,10 +5,13 @@ Nothing is downloaded and no weight is read: it is for counting (`cost`), and fo
 
 from __future__ import annotations
 
+from importlib import resources
+from pathlib import Path
+
 import torch
 
 from .compat import torchvision_importable
-from .model import OneStepSR
+from .model import EMBEDDING, OneStepSR
 
 UNET = {
     "sample_size": 64,
@@ -75,3 +78,35 @@ def sd21(device: str | torch.device = "meta") -> OneStepSR:
         unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
         embedding = torch.randn(1, TOKENS, UNET["cross_attention_dim"])
     return OneStepSR(unet, vae, DDPMScheduler(**SCHEDULER), embedding, timestep=999, upscale=4, name="sd21")
+
+
+def architecture(model: str | Path) -> OneStepSR:
+    """The pipeline of "sd21", "tiny" or a model folder on the meta device: shapes without weights, for counting.
+
+    Of a folder only `unet/config.json`, `vae/config.json` and the shape of the prompt embedding are read.
+
+    Raises:
+        ValueError: there is no such folder, or one of these is missing or damaged.
+
+    Example:
+        >>> architecture("tiny").factor
+        4
+    """
+    if str(model) == "sd21":
+        return sd21()
+    torchvision_importable()
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from safetensors import safe_open
+
+    folder = Path(str(resources.files("passionsr_lab"))) / "tiny" if str(model) == "tiny" else Path(model)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}; give a model folder, 'sd21' or 'tiny'.")
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+        with safe_open(folder / EMBEDDING, "pt") as file:
+            shape = file.get_slice("prompt_embedding").get_shape()
+    except Exception as error:  # diffusers, safetensors and json raise their own kinds, some in many lines
+        raise ValueError(f"{folder} is not a one-step SR model: {str(error).splitlines()[0]}") from error
+    return OneStepSR(unet, vae, DDPMScheduler(**SCHEDULER), torch.empty(shape, device="meta"), name=folder.name)

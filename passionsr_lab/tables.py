@@ -63,6 +63,13 @@ def to_csv(
     return _write(Path(folder) / f"{name}.csv", head + frame.to_csv(index=False, lineterminator="\n"))
 
 
+def read(path: str | Path) -> DataFrame:
+    """The frame that `to_csv` wrote, to the last bit."""
+    import pandas as pd
+
+    return pd.read_csv(path, comment="#", float_precision="round_trip")
+
+
 def to_latex(
     frame: DataFrame,
     name: str,
@@ -143,6 +150,18 @@ def escape(text: str) -> str:
         '50 \\\\% of psnr\\\\_fp'
     """
     return "".join(SPECIAL.get(c, c) for c in text)
+
+
+def plain(frame: DataFrame) -> list[dict]:
+    """The rows as dicts that strict JSON can write: NaN becomes None, numpy's numbers become Python's.
+
+    Example:
+        >>> import pandas as pd
+        >>> plain(pd.DataFrame({"n": [1, 2], "mean": [0.5, float("nan")]}))
+        [{'n': 1, 'mean': 0.5}, {'n': 2, 'mean': None}]
+    """
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{key: getattr(value, "item", lambda v=value: v)() for key, value in row.items()} for row in rows]
 
 
 def _check(frame: DataFrame, best: Mapping, within: str | None, spread: Mapping) -> None:

@@ -56,6 +56,16 @@ def records(run="with DQC", modules=("encoder", "unet", "decoder"), steps=40, re
     return frame.assign(of=steps, run=run)
 
 
+SHARES = pd.DataFrame({"encoder": [34, 8.5], "unet": [866, 216], "decoder": [49.5, np.nan]}, ["W32A32", "W8A8"])
+INTERVALS = pd.DataFrame(
+    [
+        (method, bits, metric, 25 + i, 24 + i, 27 + i)
+        for i, method in enumerate(("MaxMin", "PassionSR"))
+        for bits in ("W8A8", "W6A6")
+        for metric in ("psnr_y", "ssim_y")
+    ],
+    columns=["method", "bits", "metric", "mean", "low", "high"],
+)
 TIMES = pd.concat(
     pd.DataFrame({"method": m, "seed": s, "seconds": np.arange(9) + s / 3, "psnr_fp": 20 + k * np.arange(9) + s})
     for k, m in enumerate(("joint", "DQC"))
@@ -93,6 +103,8 @@ FIGURES = {
     "sensitivity": lambda: plots.sensitivity(NOISE),
     "sensitivity, low": lambda: plots.sensitivity(NOISE, "local_db", "low", top=5),
     "ablation": lambda: plots.ablation(ABLATION),
+    "shares": lambda: plots.shares(SHARES, "parameters (M)"),
+    "intervals": lambda: plots.intervals(INTERVALS),
 }
 
 
@@ -467,3 +479,24 @@ def test_the_ablation_shows_mean_and_deviation_over_seeds():
 def test_a_wrong_frame_is_named(draw, frame, message):
     with pytest.raises(ValueError, match=message):
         draw(frame)
+
+
+def test_the_segments_of_a_bar_add_up_and_the_sum_is_written():
+    ax = plots.shares(SHARES).axes[0]
+    ends = {patch.get_y() + patch.get_height() / 2: 0.0 for patch in ax.patches}
+    for patch in ax.patches:
+        y = patch.get_y() + patch.get_height() / 2
+        assert patch.get_x() == pytest.approx(ends[y])
+        ends[y] += patch.get_width()
+    assert sorted(ends.values()) == pytest.approx([224.5, 949.5])
+    assert {t.get_text() for t in ax.texts} == {"949.5", "224.5"}
+
+
+def test_intervals_are_drawn_from_low_to_high_around_the_mean():
+    fig = plots.intervals(INTERVALS)
+    assert [ax.get_ylabel() for ax in fig.axes] == ["psnr_y", "ssim_y"]
+    for i, bars in enumerate(fig.axes[0].containers):
+        for (x, y), ((_, low), (_, high)) in zip(bars[0].get_xydata(), bars[2][0].get_segments()):
+            assert (y, low, high) == (25 + i, 24 + i, 27 + i) and abs(x - round(x)) < 0.4
+    with pytest.raises(ValueError, match="no rows"):
+        plots.intervals(INTERVALS.assign(mean=np.nan))

@@ -15,6 +15,7 @@ from .pictures import Box, comparison
 from .quantizers import error_grid, error_surface, histogram, histograms, quantizer_curve
 from .ranges import activations, channel_ranges, layer_ranges, scales
 from .results import ablation, propagation, sensitivity
+from .scores import intervals, shares
 from .split import split
 from .training import loss_curves, quality_over_time
 
@@ -32,6 +33,7 @@ __all__ = [
     "error_surface",
     "histogram",
     "histograms",
+    "intervals",
     "layer_panels",
     "layer_ranges",
     "loss_curves",
@@ -43,5 +45,6 @@ __all__ = [
     "scale_panels",
     "scales",
     "sensitivity",
+    "shares",
     "split",
 ]
