@@ -46,7 +46,10 @@ _HEADS = [
     (r"encoder\.down\.([0-3])\.block\.(\d)", r"encoder.down_blocks.\1.resnets.\2"),
     (r"encoder\.down\.([0-3])\.downsample\.conv", r"encoder.down_blocks.\1.downsamplers.0.conv"),
     (r"decoder\.up\.([0-3])\.block\.(\d)", lambda m: f"decoder.up_blocks.{LEVELS - 1 - int(m[1])}.resnets.{m[2]}"),
-    (r"decoder\.up\.([0-3])\.upsample\.conv", lambda m: f"decoder.up_blocks.{LEVELS - 1 - int(m[1])}.upsamplers.0.conv"),
+    (
+        r"decoder\.up\.([0-3])\.upsample\.conv",
+        lambda m: f"decoder.up_blocks.{LEVELS - 1 - int(m[1])}.upsamplers.0.conv",
+    ),
     (r"(quant_conv|post_quant_conv)", r"\1"),
 ]
 HEADS = [(re.compile(pattern + _END), name) for pattern, name in _HEADS]
