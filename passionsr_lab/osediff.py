@@ -1,0 +1,208 @@
+"""OSEDiff: SD2.1-base plus the LoRA that makes it a one-step super-resolution model.
+
+The file (`osediff.pkl`) is a dictionary of ranks, lists of layers and tensors.  PassionSR's copy (`osediff.ckpt`) has
+other names for two of them and lists a VAE decoder that nobody uses.  The UNet has three adapters, one for each of its
+parts, the VAE one in its encoder; and `conv_in` of the UNet is not only adapted but replaced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from . import sd21, tags, text, weights
+from .model import OneStepSR
+
+ALPHA = 8  # peft's default, which OSEDiff trained with: at rank 4 the product BA counts twice
+UNUSED = "default_decoder"  # an adapter of the VAE in PassionSR's copy
+_PARTS = ("encoder", "decoder", "others")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """The adapters of one network.
+
+    rank: r.
+    modules: adapter -> the layers it is in, diffusers' names.
+    tensors: "<layer>.lora_A.<adapter>.weight" (r, in, ...), "<layer>.lora_B.<adapter>.weight" (out, r, ...), and what
+        replaces a layer's own weights, "<layer>.base_layer.weight" and "<layer>.base_layer.bias".
+    """
+
+    rank: int
+    modules: dict[str, tuple[str, ...]]
+    tensors: dict[str, Tensor]
+
+    def pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer -> (A, B)."""
+        return {
+            layer: tuple(self.tensors[f"{layer}.lora_{side}.{adapter}.weight"] for side in "AB")
+            for adapter, layers in self.modules.items()
+            for layer in layers
+        }
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Name of a parameter -> the tensor that takes its place before the adapters are added."""
+        return {key.replace(".base_layer.", "."): t for key, t in self.tensors.items() if ".base_layer." in key}
+
+
+def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
+    """The LoRA of UNet and VAE out of OSEDiff's or PassionSR's file.
+
+    Raises:
+        ValueError: the file holds code, or one of its entries is missing, unknown or of another kind; the message
+            names it.
+    """
+    content = weights.read(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not OSEDiff's file: it holds a {type(content).__name__}, not a dictionary.")
+    rest = dict(content)
+
+    def take(kind: type, *names: str):
+        for name in names:
+            if isinstance(rest.get(name), kind):
+                return rest.pop(name)
+        raise ValueError(f"{path} is not OSEDiff's file: it has no {' or '.join(names)} ({kind.__name__}).")
+
+    unet = {f"default_{part}": tuple(dict.fromkeys(take(list, f"unet_lora_{part}_modules"))) for part in _PARTS}
+    vae = {"default_encoder": tuple(dict.fromkeys(take(list, "vae_lora_encoder_modules")))}
+    rest.pop("vae_lora_decoder_modules", None)
+    unet_tensors = take(dict, "state_dict_unet", "unet_state_dict")
+    vae_tensors = take(dict, "state_dict_vae", "vae_state_dict")
+    vae_tensors = {key: tensor for key, tensor in vae_tensors.items() if f".{UNUSED}." not in key}
+    found = (LoRA(take(int, "rank_unet"), unet, unet_tensors), LoRA(take(int, "rank_vae"), vae, vae_tensors))
+    if rest:
+        raise ValueError(f"{path} has an entry {min(map(str, rest))!r} that OSEDiff's file does not have.")
+    for name, lora, extra in (("unet", found[0], ("conv_in",)), ("vae", found[1], ())):
+        _complete(lora, f"{path}, {name}", extra)
+    return found
+
+
+def _complete(lora: LoRA, what: str, extra: tuple[str, ...]) -> None:
+    """Raises unless the tensors are exactly those that the lists of layers ask for."""
+    layers = [layer for adapter in lora.modules.values() for layer in adapter]
+    if len(layers) != len(set(layers)):
+        twice = next(layer for layer in layers if layers.count(layer) > 1)
+        raise ValueError(f"{what}: {twice} is in two adapters.")
+    wanted = {f"{m}.lora_{side}.{name}.weight" for name, ms in lora.modules.items() for m in ms for side in "AB"}
+    wanted |= {f"{layer}.base_layer.{kind}" for layer in extra for kind in ("weight", "bias")}
+    if missing := wanted - lora.tensors.keys():
+        raise ValueError(f"{what}: there is no {min(missing)} ({len(missing)} tensors are missing).")
+    if left := lora.tensors.keys() - wanted:
+        raise ValueError(f"{what}: {min(left)} belongs to no listed layer ({len(left)} tensors are left over).")
+
+
+# -- merged -----------------------------------------------------------------------------------------------------------
+
+
+def delta(a: Tensor, b: Tensor, alpha: float = ALPHA) -> Tensor:
+    """(alpha / r) BA as a layer's weight: A (r, in, ...), B (out, r, ...) -> (out, in, ...).
+
+    Example:
+        >>> delta(torch.ones(4, 3, 3, 3), torch.ones(5, 4, 1, 1)).shape, delta(torch.ones(4, 2), torch.ones(1, 4))[0, 0]
+        (torch.Size([5, 3, 3, 3]), tensor(8.))
+    """
+    return alpha / len(a) * torch.einsum("or,r...->o...", b.float().flatten(1), a.float())
+
+
+@torch.no_grad()
+def merge(network: nn.Module, lora: LoRA) -> None:
+    """Adds the adapters to the weights of a UNet or VAE, in place: W + (alpha / r) BA.
+
+    Raises:
+        ValueError: the network has no such layer, or a shape does not fit; nothing has been changed then.
+    """
+    changed = _replacements(network, lora)
+    for layer, (a, b) in lora.pairs().items():
+        name = f"{layer}.weight"
+        base = changed.get(name, _own(network, name))
+        step = delta(a, b).to(base.device)
+        if len(a) != lora.rank or b.shape[1:].numel() != lora.rank or step.shape != base.shape:
+            raise ValueError(
+                f"LoRA of {layer}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit rank {lora.rank} and the "
+                f"weight {tuple(base.shape)}."
+            )
+        changed[name] = (base.float() + step).to(base.dtype)
+    for name, tensor in changed.items():
+        _own(network, name).copy_(tensor)
+
+
+def _replacements(network: nn.Module, lora: LoRA) -> dict[str, Tensor]:
+    """What takes the place of weights, checked against them."""
+    for name, tensor in lora.replaced().items():
+        if tensor.shape != (own := _own(network, name)).shape:
+            raise ValueError(f"{name} of the checkpoint is {tuple(tensor.shape)}, of the model {tuple(own.shape)}.")
+    return {name: tensor.to(_own(network, name)) for name, tensor in lora.replaced().items()}
+
+
+def _own(network: nn.Module, name: str) -> Tensor:
+    try:
+        return network.get_parameter(name)
+    except AttributeError:
+        raise ValueError(f"The checkpoint adapts {name}, which the model does not have; is it SD2.1-base?") from None
+
+
+# -- or kept apart ----------------------------------------------------------------------------------------------------
+
+
+def attach(network: nn.Module, lora: LoRA) -> None:
+    """Puts the adapters beside the weights through peft, unmerged, for those who go on training or switch them off.
+
+    The network then has peft's layers: quantizing and saving want the merged model.
+
+    Raises:
+        ValueError: peft is not installed, or what it made does not take the checkpoint's tensors.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ValueError("Keeping LoRA unmerged needs peft: pip install peft (merging does not).") from None
+    for adapter, layers in lora.modules.items():
+        config = LoraConfig(r=lora.rank, lora_alpha=ALPHA, target_modules=list(layers), init_lora_weights=False)
+        network.add_adapter(config, adapter_name=adapter)
+    network.set_adapters(list(lora.modules))
+    left = network.load_state_dict(lora.tensors, strict=False)
+    lost = left.unexpected_keys + [key for key in left.missing_keys if ".lora_" in key]
+    if lost:
+        raise ValueError(f"peft and the checkpoint disagree about {lost[0]}.")
+    network.eval().requires_grad_(False)
+
+
+# -- the whole model --------------------------------------------------------------------------------------------------
+
+
+def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged: bool = True) -> OneStepSR:
+    """SD2.1-base or OSEDiff at full size, in float32 on the CPU.
+
+    Args:
+        name: "osediff" or "sd21" out of `weights.folder()` or the hub; a folder of weights (see `weights`), which is
+            OSEDiff if osediff.pkl is in it; or SD2.1's single file.
+        prompt: keep the prompt branch, OSEDiff's own row: tags as one string, as the path of a .csv, or as a function
+            of the picture (see `tags.tagger`); True takes tags.csv out of the folder.
+        merged: False keeps the LoRA beside the weights (`attach`).
+
+    Raises:
+        ValueError: a file is missing, damaged or of another model; the message names it and how to get it.
+    """
+    named, path = str(name) in ("sd21", "osediff"), Path(name)
+    where = None if named else path
+    base = path if path.is_file() else weights.obtain("sd21", where)
+    adapted = str(name) == "osediff" or (path.is_dir() and weights.find("osediff", path) is not None)
+    lora = weights.obtain("osediff", where) if adapted else None
+    loras = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
+    official = weights.find("empty_prompt", path.parent if path.is_file() else where)
+    pipe = sd21.read(base, text.read_embedding(official) if official else None)
+    for network, adapters in zip((pipe.unet, pipe.vae), loras):
+        (merge if merged else attach)(network, adapters)
+    if lora:
+        pipe.sources |= weights.sources(lora)
+    if official:
+        pipe.sources |= weights.sources(official)
+    pipe.name = str(name) if named else path.name
+    if prompt is not False:
+        given = weights.obtain("tags", where) if prompt is True else prompt
+        pipe.prompt = tags.TagBranch(text.text_encoder(base), tags.tagger(given))
+    return pipe
