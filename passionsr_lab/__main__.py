@@ -100,6 +100,11 @@ def parser() -> argparse.ArgumentParser:
     ev.add_argument("--size", type=int, default=256, help="HR pixels of a square crop (default: %(default)s)")
     ev.add_argument("--prompt", action="store_true", help="keep the prompt branch, if the model has one")
     ev.add_argument("--seed", type=int, default=0, help="of crops and degradation (default: %(default)s)")
+
+    doc = command(
+        doctor, "doctor", "What this machine has and lacks, and how to get it; 0 if the work can run, else 1."
+    )
+    doc.add_argument("work", nargs="?", default="tiny", help="tiny, sd21, osediff, osediff-prompt or scores")
     return top
 
 
@@ -270,6 +275,17 @@ def evaluate(options) -> tuple[int, dict]:
         "gain": result["psnr_y"] - result["bicubic"],
         "better_on": int(sum(a > b for a, b in zip(ours, bicubic))),
     }
+
+
+def doctor(options) -> tuple[int, dict]:
+    """`doctor osediff`."""
+    from .doctor import as_text, can_run, report
+
+    rows = report(options.work)
+    if options.json:
+        return int(not can_run(rows)), {"work": options.work, "can_run": can_run(rows), "rows": rows}
+    print(as_text(rows))
+    return int(not can_run(rows)), {"work": options.work, "can run": "yes" if can_run(rows) else "no"}
 
 
 if __name__ == "__main__":

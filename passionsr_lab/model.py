@@ -178,9 +178,13 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
 
         branch = PromptBranch.load(folder)
     name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
-    pipe = OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name)
+    return owned(OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name))
+
+
+def owned(pipe: OneStepSR) -> OneStepSR:
+    """Copies the weights out of the files they are mapped from: where they lay there would change the last bits."""
     for tensor in (*pipe.parameters(), *pipe.buffers()):
-        tensor.data = tensor.data.clone()  # out of the file: where a tensor lay there would change the last bits
+        tensor.data = tensor.data.clone()
     return pipe
 
 

@@ -14,7 +14,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from . import sd21, tags, text, weights
+from . import checkpoint, sd21, tags, text, weights
 from .model import OneStepSR
 
 ALPHA = 8  # peft's default, which OSEDiff trained with: at rank 4 the product BA counts twice
@@ -56,7 +56,7 @@ def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
         ValueError: the file holds code, or one of its entries is missing, unknown or of another kind; the message
             names it.
     """
-    content = weights.read(path)
+    content = checkpoint.read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not OSEDiff's file: it holds a {type(content).__name__}, not a dictionary.")
     rest = dict(content)

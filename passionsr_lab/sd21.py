@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import ldm, text, weights
+from . import checkpoint, ldm, text, weights
 from .compat import torchvision_importable
-from .model import OneStepSR, part
+from .model import OneStepSR, owned, part
 
 UNET = {
     "sample_size": 64,
@@ -96,17 +96,17 @@ def read(path: str | Path, embedding: Tensor | None = None) -> OneStepSR:
     from diffusers import DDPMScheduler
 
     path = Path(path)
-    unet, vae, scheduler = _folder(path) if path.is_dir() else _single_file(path)
+    unet, vae = _folder(path) if path.is_dir() else _single_file(path)
     embedding = text.empty_embedding(text.text_encoder(path)) if embedding is None else embedding
     width = unet.config.cross_attention_dim
     if embedding.shape[-1] != width:
         raise ValueError(f"The prompt's embedding is {tuple(embedding.shape)}, but the UNet of {path} needs {width}.")
-    pipe = OneStepSR(unet, vae, DDPMScheduler(**scheduler), embedding, timestep=999, upscale=4, name=path.stem)
+    pipe = owned(OneStepSR(unet, vae, DDPMScheduler(**SCHEDULER), embedding, timestep=999, upscale=4, name=path.stem))
     pipe.sources = weights.sources(path)
     return pipe
 
 
-def _folder(folder: Path) -> tuple[nn.Module, nn.Module, dict]:
+def _folder(folder: Path) -> tuple[nn.Module, nn.Module]:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     try:
@@ -119,20 +119,20 @@ def _folder(folder: Path) -> tuple[nn.Module, nn.Module, dict]:
     if wrong:
         found = given.get(wrong[0])
         raise ValueError(f"{folder} is not SD2.1-base: its {wrong[0]} is {found}, not {SCHEDULER[wrong[0]]}.")
-    return unet, vae, SCHEDULER
+    return unet, vae
 
 
-def _single_file(path: Path) -> tuple[nn.Module, nn.Module, dict]:
+def _single_file(path: Path) -> tuple[nn.Module, nn.Module]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    state = weights.read(path)
+    state = checkpoint.read(path)
     state = state.get("state_dict", state)
     with torch.device("meta"):
         networks = {"unet": UNet2DConditionModel(**UNET), "vae": AutoencoderKL(**VAE)}
     for prefix, name in ldm.PREFIXES.items():
         if name in networks:
             _fill(networks[name], {k: v for k, v in state.items() if k.startswith(prefix)}, f"The {name} of {path}")
-    return networks["unet"], networks["vae"], SCHEDULER
+    return networks["unet"], networks["vae"]
 
 
 def _fill(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
@@ -147,5 +147,5 @@ def _fill(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
     for name, (key, value) in found.items():
         if value.shape[: own[name].ndim] != own[name].shape or value.numel() != own[name].numel():
             raise ValueError(f"{what}: {key} is {tuple(value.shape)}, but SD2.1's {name} is {tuple(own[name].shape)}.")
-        tensors[name] = value.reshape(own[name].shape).to(torch.float32, copy=True)  # 1x1 convolutions become linear
+        tensors[name] = value.reshape(own[name].shape).float()  # 1x1 convolutions become linear
     network.load_state_dict(tensors, assign=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import weights
+from . import checkpoint
 from .compat import torchvision_importable
 
 ENCODER = {
@@ -44,7 +44,7 @@ def text_encoder(source: str | Path) -> nn.Module:
         ValueError: it is not there, or lacks a tensor; the message names it.
     """
     source = Path(source)
-    return _from_folder(source / "text_encoder") if source.is_dir() else from_open_clip(weights.read(source))
+    return _from_folder(source / "text_encoder") if source.is_dir() else from_open_clip(checkpoint.read(source))
 
 
 def _from_folder(folder: Path) -> nn.Module:
@@ -110,14 +110,14 @@ def empty_embedding(encoder: nn.Module) -> Tensor:
         return encoder(ids).last_hidden_state
 
 
-def read_embedding(path: str | Path, width: int = ENCODER["hidden_size"]) -> Tensor:
-    """The official `empty_context_embedding.pt`, or any file of one tensor: (1, T, width), float32.
+def read_embedding(path: str | Path) -> Tensor:
+    """The official `empty_context_embedding.pt`, or any file of one tensor (1, T, D): float32.
 
     Raises:
         ValueError: the file holds something else.
     """
-    content = weights.read(path)
+    content = checkpoint.read(path)
     tensors = list(content.values()) if isinstance(content, dict) else [content]
-    if [getattr(t, "ndim", 0) for t in tensors] != [3] or tensors[0].shape[::2] != (1, width):
-        raise ValueError(f"{path} does not hold one tensor (1, tokens, {width}), an embedding of a prompt.")
+    if [getattr(tensor, "ndim", 0) for tensor in tensors] != [3] or len(tensors[0]) != 1:
+        raise ValueError(f"{path} does not hold one tensor (1, tokens, width), an embedding of a prompt.")
     return tensors[0].float().clone()

@@ -1,4 +1,4 @@
-"""Where the full-size weights are: a local file or folder first, then the hub; opened without running code in them.
+"""Where the full-size weights are: a local file or folder first, then the hub.
 
 A folder of weights, either `folder()` (`$PASSIONSR_LAB_WEIGHTS`, else ~/.cache/passionsr_lab/weights) or one that is
 given to `lab.load`, holds under these names:
@@ -19,21 +19,14 @@ import functools
 import hashlib
 import json
 import os
-import pickle
-import re
-import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Mapping
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
-from zipfile import is_zipfile
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from .files import write_json
 
@@ -134,30 +127,30 @@ def obtain(name: str, where: str | Path | None = None) -> Path:
     Raises:
         ValueError: it is not there and cannot be had now; the message has the command that gets it.
     """
-    found, weight, tried = find(name, where), WEIGHTS[name], []
-    if found:
+    if found := find(name, where):
         return found
+    weight, reasons = WEIGHTS[name], []
+    for hub in () if (unreachable := _unreachable(weight)) else weight.hubs:
+        try:
+            if got := _snapshot(hub, weight):
+                return got
+            reasons.append(f"{hub} is incomplete")
+        except Exception as error:  # the hub's libraries do not agree on a kind
+            reasons.append(f"{hub}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+    told = "".join(f"; {reason}" for reason in [unreachable, *reasons] if reason)
+    place = folder() if where is None else where
+    raise ValueError(
+        f"{weight.what} is not in {place} ({' or '.join(weight.names)}){told}. Get it: {commands(name)[0]}"
+    )
+
+
+def _unreachable(weight: Weight) -> str:
+    """Why no hub need be asked, or ""."""
     from huggingface_hub import constants
 
-    if weight.hubs and not constants.HF_HUB_OFFLINE:
-        tried = [silence(constants.ENDPOINT)]
-        if not tried[0]:
-            tried = []
-            for hub in weight.hubs:
-                try:
-                    if got := _snapshot(hub, weight):
-                        return got
-                    tried.append(f"{hub} is incomplete")
-                except Exception as error:  # the hub's libraries do not agree on a kind
-                    tried.append(f"{hub}: {(str(error).splitlines() or [type(error).__name__])[0]}")
-    elif weight.hubs:
-        tried = ["HF_HUB_OFFLINE is set"]
-    places = ", ".join(weight.names)
-    reasons = f"; the hub: {'; '.join(tried)}" if tried else ""
-    raise ValueError(
-        f"{weight.what} is not in {folder() if where is None else where} (as {places}){reasons}. "
-        f"Get it with: {commands(name)[0]}"
-    )
+    if not weight.hubs:
+        return ""
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else silence(urlsplit(constants.ENDPOINT).hostname)
 
 
 def commands(name: str) -> list[str]:
@@ -211,60 +204,18 @@ def _snapshot(hub: str, weight: Weight, cached: bool = False) -> Path | None:
 
 
 @functools.cache
-def silence(url: str) -> str:
-    """Why the server of `url` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
+def silence(host: str) -> str:
+    """Why `host` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
     try:
-        urlopen(Request(url, method="HEAD"), timeout=TIMEOUT).close()
+        urlopen(Request(f"https://{host}", method="HEAD"), timeout=TIMEOUT).close()
     except HTTPError:
         return ""  # an answer, if not a kind one
     except OSError as error:
-        return f"{url} does not answer ({error.reason if isinstance(error, URLError) else error})"
+        return f"{host}: {error.reason if isinstance(error, URLError) else error}"
     return ""
 
 
-# -- opening ----------------------------------------------------------------------------------------------------------
-
-
-class _Inert:
-    """Stands for the trainer's bookkeeping class in old checkpoints: its name is read, its code is not."""
-
-
-def read(path: str | Path) -> dict:
-    """The content of a .safetensors, .ckpt, .pt, .pth or .pkl file, on the CPU; no code in it is ever run.
-
-    Raises:
-        ValueError: there is no such file, it holds code, or it is no checkpoint; the message says which.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    _refuse_text(path)
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it holds code ({found[1]}), not only weights" if found else "it is no checkpoint of plain weights"
-        raise ValueError(f"{path} was refused, and nothing in it was run: {what}.") from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
-        reason = (str(error).splitlines() or ["it ends too early"])[0].partition(". ")[0]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}).") from None
-
-
-def _unpickle(path: Path) -> dict:
-    lightning = [(_Inert, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
-    with torch.serialization.safe_globals(lightning), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, of pickle protocols
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-
-
-def _refuse_text(path: Path) -> None:
-    """Two things that downloads leave in the place of a checkpoint."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a pointer of Git LFS, not the file; fetch it with: git lfs pull")
-    if start.startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is a web page, not a checkpoint; download the file itself.")
+# -- recording --------------------------------------------------------------------------------------------------------
 
 
 def sha256(path: str | Path) -> str:
@@ -284,10 +235,16 @@ def sha256(path: str | Path) -> str:
     return known[str(path)]["sha256"]
 
 
-def sources(path: str | Path) -> dict[str, str]:
-    """SHA-256 of a weight file, or of the weight files of UNet and VAE in a diffusers folder, by name."""
+def files(path: str | Path) -> list[Path]:
+    """A weight file itself, or the weight files of UNet, VAE and text encoder in a diffusers folder."""
     path = Path(path)
     if path.is_file():
-        return {path.name: sha256(path)}
-    files = [weight_file(path / part) for part in ("unet", "vae")] + [weight_file(path / "text_encoder", "model")]
-    return {f"{file.parent.name}/{file.name}": sha256(file) for file in files if file is not None}
+        return [path]
+    found = [weight_file(path / part) for part in ("unet", "vae")] + [weight_file(path / "text_encoder", "model")]
+    return [file for file in found if file is not None]
+
+
+def sources(path: str | Path) -> dict[str, str]:
+    """SHA-256 of `files(path)`, by name."""
+    inside = Path(path).is_dir()
+    return {f"{file.parent.name}/{file.name}" if inside else file.name: sha256(file) for file in files(path)}
