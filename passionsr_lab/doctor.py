@@ -34,6 +34,7 @@ FLAGS = {
     "AMX bf16": r"amx_bf16",
 }
 CHECKS = {"osediff": osediff.read_lora, "empty_prompt": text.read_embedding, "tags": tags.table}  # raise ValueError
+CPUINFO = Path("/proc/cpuinfo")
 PYTORCH = "https://download.pytorch.org/whl/"
 
 
@@ -151,7 +152,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _cpu() -> dict:
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = CPUINFO.read_text()
     except OSError:
         return _row("CPU", True, f"{platform.processor()}; torch uses {torch.backends.cpu.get_cpu_capability()}")
     model = re.search(r"model name\s*: (.*)", text)

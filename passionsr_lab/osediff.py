@@ -193,6 +193,7 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
     adapted = str(name) == "osediff" or (path.is_dir() and weights.find("osediff", path) is not None)
     lora = weights.obtain("osediff", where) if adapted else None
     loras = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
+    tagger = None if prompt is False else tags.tagger(weights.obtain("tags", where) if prompt is True else prompt)
     official = weights.find("empty_prompt", path.parent if path.is_file() else where)
     pipe = sd21.read(base, text.read_embedding(official) if official else None)
     for network, adapters in zip((pipe.unet, pipe.vae), loras):
@@ -202,7 +203,6 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
     if official:
         pipe.sources |= weights.sources(official)
     pipe.name = str(name) if named else path.name
-    if prompt is not False:
-        given = weights.obtain("tags", where) if prompt is True else prompt
-        pipe.prompt = tags.TagBranch(text.text_encoder(base), tags.tagger(given))
+    if tagger is not None:
+        pipe.prompt = tags.TagBranch(text.text_encoder(base), tagger)
     return pipe
