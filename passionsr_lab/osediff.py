@@ -115,32 +115,32 @@ def merge(network: nn.Module, lora: LoRA) -> None:
     Raises:
         ValueError: the network has no such layer, or a shape does not fit; nothing has been changed then.
     """
-    changed = _replacements(network, lora)
+    _fits(network, lora)
+    for name, tensor in lora.replaced().items():
+        network.get_parameter(name).copy_(tensor)
     for layer, (a, b) in lora.pairs().items():
-        name = f"{layer}.weight"
-        base = changed.get(name, _own(network, name))
-        step = delta(a, b).to(base.device)
-        if len(a) != lora.rank or b.shape[1:].numel() != lora.rank or step.shape != base.shape:
+        weight = network.get_parameter(f"{layer}.weight")
+        weight.copy_(weight.float() + delta(a, b).to(weight.device))
+
+
+def _fits(network: nn.Module, lora: LoRA) -> None:
+    """Raises unless every tensor has its place in the network."""
+    for name, tensor in lora.replaced().items():
+        if tensor.shape != (own := _shape(network, name)):
+            raise ValueError(f"{name} of the checkpoint is {tuple(tensor.shape)}, of the model {tuple(own)}.")
+    for layer, (a, b) in lora.pairs().items():
+        own = _shape(network, f"{layer}.weight")
+        narrow = (lora.rank, *(1 for _ in own[2:]))  # of B, which a convolution applies as 1x1
+        if a.shape != (lora.rank, *own[1:]) or b.shape != (own[0], *narrow):
             raise ValueError(
                 f"LoRA of {layer}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit rank {lora.rank} and the "
-                f"weight {tuple(base.shape)}."
+                f"weight {tuple(own)}."
             )
-        changed[name] = (base.float() + step).to(base.dtype)
-    for name, tensor in changed.items():
-        _own(network, name).copy_(tensor)
 
 
-def _replacements(network: nn.Module, lora: LoRA) -> dict[str, Tensor]:
-    """What takes the place of weights, checked against them."""
-    for name, tensor in lora.replaced().items():
-        if tensor.shape != (own := _own(network, name)).shape:
-            raise ValueError(f"{name} of the checkpoint is {tuple(tensor.shape)}, of the model {tuple(own.shape)}.")
-    return {name: tensor.to(_own(network, name)) for name, tensor in lora.replaced().items()}
-
-
-def _own(network: nn.Module, name: str) -> Tensor:
+def _shape(network: nn.Module, name: str) -> torch.Size:
     try:
-        return network.get_parameter(name)
+        return network.get_parameter(name).shape
     except AttributeError:
         raise ValueError(f"The checkpoint adapts {name}, which the model does not have; is it SD2.1-base?") from None
 
@@ -179,7 +179,7 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
 
     Args:
         name: "osediff" or "sd21" out of `weights.folder()` or the hub; a folder of weights (see `weights`), which is
-            OSEDiff if osediff.pkl is in it; or SD2.1's single file.
+            OSEDiff if osediff.pkl is in it; osediff.pkl itself, with SD2.1 beside it; or SD2.1's single file.
         prompt: keep the prompt branch, OSEDiff's own row: tags as one string, as the path of a .csv, or as a function
             of the picture (see `tags.tagger`); True takes tags.csv out of the folder.
         merged: False keeps the LoRA beside the weights (`attach`).
@@ -188,20 +188,19 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
         ValueError: a file is missing, damaged or of another model; the message names it and how to get it.
     """
     named, path = str(name) in ("sd21", "osediff"), Path(name)
-    where = None if named else path
-    base = path if path.is_file() else weights.obtain("sd21", where)
-    adapted = str(name) == "osediff" or (path.is_dir() and weights.find("osediff", path) is not None)
+    single = path.is_file() and path.name not in weights.WEIGHTS["osediff"].names
+    where = None if named else path.parent if path.is_file() else path
+    base = path if single else weights.obtain("sd21", where)
+    adapted = str(name) == "osediff" or (not (named or single) and weights.find("osediff", where) is not None)
     lora = weights.obtain("osediff", where) if adapted else None
     loras = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
-    tagger = None if prompt is False else tags.tagger(weights.obtain("tags", where) if prompt is True else prompt)
-    official = weights.find("empty_prompt", path.parent if path.is_file() else where)
+    tagger = tags.tagger(weights.obtain("tags", where) if prompt is True else prompt) if prompt else None
+    official = weights.find("empty_prompt", where)
     pipe = sd21.read(base, text.read_embedding(official) if official else None)
     for network, adapters in zip((pipe.unet, pipe.vae), loras):
         (merge if merged else attach)(network, adapters)
-    if lora:
-        pipe.sources |= weights.sources(lora)
-    if official:
-        pipe.sources |= weights.sources(official)
+    for file in filter(None, (lora, official)):
+        pipe.sources |= weights.sources(file)
     pipe.name = str(name) if named else path.name
     if tagger is not None:
         pipe.prompt = tags.TagBranch(text.text_encoder(base), tagger)

@@ -3,10 +3,11 @@
 OSEDiff has the picture tagged by DAPE and embeds the tags.  DAPE is not on the package registries, so the tags come
 from you: one string, a table, or any function of the picture.
 
-To tag with OSEDiff's own code two files are needed: `ram_swin_large_14m.pth`, RAM (Swin-L at 384 pixels; a dict whose
-"model" is the state), and `DAPE.pth`, the LoRA that OSEDiff's authors trained on it (a flat state of loralib names,
-rank 8, that goes on top without replacing anything).  They read the bicubic x4 picture resized to 384x384, with
-ImageNet's mean and deviation, and give the tags whose probability is above their class's threshold, joined by ", ".
+To tag with OSEDiff's own code two files are needed.  `ram_swin_large_14m.pth` is RAM (Swin-L at 384 pixels): a dict
+whose "model" is the state.  `DAPE.pth` is the LoRA that OSEDiff's authors trained on it: a flat state of loralib names,
+rank 8, in the queries and values of the Swin layers and the queries and keys of the cross-attention; it is loaded on
+top and replaces nothing.  They read the bicubic x4 picture resized to 384x384, with ImageNet's mean and deviation, and
+give those of 4,585 tags whose probability is above the tag's own threshold (0.68 where it has none), joined by ", ".
 """
 
 from __future__ import annotations

@@ -81,6 +81,11 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType({
         ("empty_context_embedding.pt",),
         get=("preset/models/empty_context_embedding.pt of github.com/libozhu03/PassionSR, into {folder}",),
     ),
+    "passionsr": Weight(
+        "PassionSR's released quantization tensors",
+        tuple(f"{part}_ckpt_merge_saw_sep_{bits}.pth" for part in ("unet", "vae") for bits in ("W8A8", "W6A6")),
+        get=("the links in the README of github.com/libozhu03/PassionSR, into {folder}",),
+    ),
     "tags": Weight(
         "tags of the pictures, for OSEDiff's own row",
         ("tags.csv",),

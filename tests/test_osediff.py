@@ -194,7 +194,7 @@ def rename(content):
 @pytest.mark.parametrize(("change", "words"), [
     (widen, f"LoRA of {LAYER}: A \\(4, 7\\)"),
     (rename, "adapts mid_block.nowhere.weight"),
-    (lambda c: c.update(rank_unet=8), "rank 8"),
+    (lambda c: c.update(rank_unet=8), "fit rank 8"),
     (lambda c: c["state_dict_unet"].update({"conv_in.base_layer.bias": torch.zeros(3)}), "conv_in.bias"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_model_is_told_and_nothing_is_changed(base, write, change, words):

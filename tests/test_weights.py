@@ -344,6 +344,7 @@ def test_one_name_gives_the_adapted_model_and_one_folder_too(base, shelf, here, 
     assert same(lab.load(tmp_path / "flat"), base)
     shutil.copy(shelf / "osediff.pkl", tmp_path / "flat")
     assert same(lab.load(tmp_path / "flat"), expected)
+    assert same(lab.load(tmp_path / "mine" / "osediff.pkl"), expected)
     assert expected(torch.rand(3, 9, 11)).shape == (3, 36, 44)
 
 
