@@ -59,13 +59,18 @@ def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
     content = checkpoint.read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not OSEDiff's file: it holds a {type(content).__name__}, not a dictionary.")
+    return from_dict(content, str(path))
+
+
+def from_dict(content: dict, what: str = "The dictionary") -> tuple[LoRA, LoRA]:
+    """`read_lora` for a dictionary that is open already."""
     rest = dict(content)
 
     def take(kind: type, *names: str):
         for name in names:
             if isinstance(rest.get(name), kind):
                 return rest.pop(name)
-        raise ValueError(f"{path} is not OSEDiff's file: it has no {' or '.join(names)} ({kind.__name__}).")
+        raise ValueError(f"{what} is not OSEDiff's: it has no {' or '.join(names)} ({kind.__name__}).")
 
     unet = {f"default_{part}": tuple(dict.fromkeys(take(list, f"unet_lora_{part}_modules"))) for part in _PARTS}
     vae = {"default_encoder": tuple(dict.fromkeys(take(list, "vae_lora_encoder_modules")))}
@@ -75,9 +80,9 @@ def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
     vae_tensors = {key: tensor for key, tensor in vae_tensors.items() if f".{UNUSED}." not in key}
     found = (LoRA(take(int, "rank_unet"), unet, unet_tensors), LoRA(take(int, "rank_vae"), vae, vae_tensors))
     if rest:
-        raise ValueError(f"{path} has an entry {min(map(str, rest))!r} that OSEDiff's file does not have.")
+        raise ValueError(f"{what} has an entry {min(map(str, rest))!r} that OSEDiff's file does not have.")
     for name, lora, extra in (("unet", found[0], ("conv_in",)), ("vae", found[1], ())):
-        _complete(lora, f"{path}, {name}", extra)
+        _complete(lora, f"{what}, {name}", extra)
     return found
 
 

@@ -109,7 +109,11 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType({
 
 def folder() -> Path:
     """The folder of weights; it need not exist."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "passionsr_lab" / "weights").expanduser()
+    return Path(os.environ.get(VARIABLE) or _cache() / "weights").expanduser()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "passionsr_lab"
 
 
 def find(name: str, where: str | Path | None = None) -> Path | None:
@@ -224,9 +228,9 @@ def silence(host: str) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file; remembered beside the weights until the file's size or time changes."""
+    """The SHA-256 of a file; remembered in the cache until the file's size or time changes."""
     path = Path(path).resolve()
-    record, stat = folder().parent / "sha256.json", path.stat()
+    record, stat = _cache() / "sha256.json", path.stat()
     try:
         known = json.loads(record.read_text())
     except (OSError, ValueError):

@@ -30,6 +30,7 @@ def here(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "weights"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "weights"

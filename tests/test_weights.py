@@ -76,6 +76,7 @@ def here(shelf, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "weights"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def put(*names, into=tmp_path / "weights"):
@@ -283,7 +284,10 @@ def test_the_hash_is_the_files_and_is_computed_once(here, tmp_path, monkeypatch)
     path = here("osediff.pkl") / "osediff.pkl"
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
     assert weights.sha256(path) == expected
-    assert json.loads((tmp_path / "sha256.json").read_text())[str(path.resolve())]["sha256"] == expected
+    assert (
+        json.loads((tmp_path / "cache" / "passionsr_lab" / "sha256.json").read_text())[str(path.resolve())]["sha256"]
+        == expected
+    )
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", None)
         assert weights.sha256(path) == expected
@@ -293,7 +297,8 @@ def test_the_hash_is_the_files_and_is_computed_once(here, tmp_path, monkeypatch)
 
 def test_a_damaged_or_forbidden_record_costs_only_time(here, tmp_path, monkeypatch):
     path = here("osediff.pkl") / "osediff.pkl"
-    (tmp_path / "sha256.json").write_text("{")
+    (tmp_path / "cache" / "passionsr_lab").mkdir(parents=True)
+    (tmp_path / "cache" / "passionsr_lab" / "sha256.json").write_text("{")
     monkeypatch.setattr(weights, "write_json", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
     assert weights.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -322,6 +327,25 @@ def test_every_layout_is_the_same_model(base, shelf, here, name):
     assert torch.equal(by_path.prompt_embedding, by_name.prompt_embedding)
     assert all(tensor.dtype == torch.float32 for tensor in by_name.parameters())
     assert (by_name.timestep, by_name.upscale, by_name.name, by_path.name) == (999, 4, "sd21", Path(name).name)
+
+
+def test_at_the_real_widths_every_tensor_has_its_shape():
+    real, empty = sd21.sd21(), sd21.sd21()  # on the meta device: shapes without numbers
+    state = single_file(real.unet, real.vae)
+    for prefix, name in (("model.diffusion_model.", "unet"), ("first_stage_model.", "vae")):
+        part = {key: value for key, value in state.items() if key.startswith(prefix)}
+        sd21._fill(getattr(empty, name), part, name)
+        assert part[f"{prefix}{'out.2' if name == 'unet' else 'encoder.mid.attn_1.q'}.weight"].ndim == 4
+    for network, lora in zip((empty.unet, empty.vae), osediff.from_dict(osediff_file(real))):
+        osediff.merge(network, lora)
+
+
+def test_the_folder_of_weights_is_a_setting(monkeypatch, tmp_path):
+    monkeypatch.delenv(weights.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert weights.folder() == tmp_path / "passionsr_lab" / "weights"
+    monkeypatch.setenv(weights.VARIABLE, "~/models")
+    assert weights.folder() == Path.home() / "models"
 
 
 def test_the_vaes_attention_may_have_the_names_of_old_diffusers_folders(base, here):
