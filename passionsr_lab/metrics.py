@@ -22,7 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Mapping, Sequence
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import torch
 from PIL import Image
@@ -30,12 +32,12 @@ from torch import Tensor
 
 from .compat import clip_importable, torchvision_importable
 from .data import image_files, read_image, to_image, to_tensor
-from .weights import silence
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 DEFAULT = ("psnr_y", "ssim_y")
+TIMEOUT = 5  # seconds that a server has to answer at all
 
 _HUB = "https://huggingface.co/"
 _IQA = _HUB + "chaofengc/IQA-PyTorch-Weights/resolve/main/"
@@ -245,34 +247,6 @@ def versions(protocol: str = "osediff") -> dict:
     }
 
 
-def weight_files(protocol: str = "osediff") -> list[dict]:
-    """The files that the metrics of `protocol` load, one dict each; downloads nothing.
-
-    Returns:
-        file (its name), path (where it belongs), present, metrics (that need it) and command (that gets it).
-
-    Example:
-        >>> [row["metrics"] for row in weight_files("osediff") if row["file"].startswith("niqe")]
-        [['niqe']]
-    """
-    needed: dict[str, list[str]] = {}
-    for name, metric in _chosen(None, protocol, True).items():
-        for url in metric.weights:
-            needed.setdefault(url, []).append(name)
-    return [
-        {
-            "file": _label(url),
-            "path": str(_location(url)),
-            "present": _location(url).exists(),
-            "metrics": names,
-            "command": f"hf download {' '.join(_VIT_FILE)}"
-            if url == _VIT
-            else f"curl -L --create-dirs -o {_location(url)} {url}",
-        }
-        for url, names in needed.items()
-    ]
-
-
 def _chosen(metrics: Sequence[str] | None, protocol: str | None, references: bool) -> dict[str, Metric]:
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol}; choose from {', '.join(PROTOCOLS)}.")
@@ -385,7 +359,7 @@ def _obtain(url: str) -> None:
     if path.exists():
         return
     source = url.replace(_HUB, constants.ENDPOINT + "/")  # people behind a mirror set HF_ENDPOINT
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else silence(urlsplit(source).hostname)
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _silence(urlsplit(source).hostname)
     if reason:
         raise OSError(f"{_label(url)} is not in {path.parent} and cannot be downloaded ({reason})")
     if url == _VIT:
@@ -393,6 +367,18 @@ def _obtain(url: str) -> None:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(source, str(path), progress=False)
+
+
+@functools.cache
+def _silence(host: str) -> str:
+    """Why `host` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
+    try:
+        urlopen(Request(f"https://{host}", method="HEAD"), timeout=TIMEOUT).close()
+    except HTTPError:
+        return ""  # an answer, if not a kind one
+    except OSError as error:
+        return f"{host}: {error.reason if isinstance(error, URLError) else error}"
+    return ""
 
 
 def _location(url: str) -> Path:

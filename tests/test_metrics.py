@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from passionsr_lab import metrics, weights
+from passionsr_lab import metrics
 from passionsr_lab.compat import clip_importable, torchvision_importable
 from passionsr_lab.data import to_image
 from passionsr_lab.metrics import DEFAULT, PROTOCOLS, luma, measure, psnr_y, score, summary, versions
@@ -200,10 +200,10 @@ def nothing_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     metrics._network.cache_clear()
-    weights.silence.cache_clear()
+    metrics._silence.cache_clear()
     yield lookups
     metrics._network.cache_clear()
-    weights.silence.cache_clear()
+    metrics._silence.cache_clear()
 
 
 def test_missing_weights_cost_nothing_else(nothing_cached, capfd):
