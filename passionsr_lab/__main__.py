@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 from .config import METHODS
+from .protocols import PROTOCOLS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,6 +101,21 @@ def parser() -> argparse.ArgumentParser:
     ev.add_argument("--size", type=int, default=256, help="HR pixels of a square crop (default: %(default)s)")
     ev.add_argument("--prompt", action="store_true", help="keep the prompt branch, if the model has one")
     ev.add_argument("--seed", type=int, default=0, help="of crops and degradation (default: %(default)s)")
+
+    co = command(cost, "cost", "Parameters, MACs and bit-weighted size and operations, from the architecture alone.")
+    co.add_argument("--model", default="sd21", help="'sd21', 'tiny' or a model folder (default: %(default)s)")
+    co.add_argument("--recipe", help="also the cost at these bits, like W8A8")
+    co.add_argument("--size", type=int, default=512, help="edge of the image that comes out (default: %(default)s)")
+
+    me = command(measure, "measure", "Score the pictures of a folder against originals of the same names.")
+    me.add_argument("-i", "--images", type=Path, required=True, help="folder of pictures to score")
+    me.add_argument("-r", "--references", type=Path, help="folder of the originals, with exactly the same names")
+    me.add_argument("--protocol", default="osediff", choices=list(PROTOCOLS), help="(default: %(default)s)")
+    me.add_argument("--metrics", help="some of the protocol's, comma-separated; psnr is psnr_y (default: all)")
+    me.add_argument("--csv", type=Path, help="also write every image's scores there")
+
+    pre = command(prefetch, "prefetch", "Download the weights that a protocol's metrics need, those that can be had.")
+    pre.add_argument("--protocol", default="osediff", choices=list(PROTOCOLS), help="(default: %(default)s)")
 
     doc = command(
         doctor, "doctor", "What this machine has and lacks, and how to get it; 0 if the work can run, else 1."
@@ -275,6 +291,42 @@ def evaluate(options) -> tuple[int, dict]:
         "gain": result["psnr_y"] - result["bicubic"],
         "better_on": int(sum(a > b for a, b in zip(ours, bicubic))),
     }
+
+
+def cost(options) -> tuple[int, dict]:
+    """`cost --model sd21 --recipe W8A8`."""
+    from .bitcost import report
+    from .config import recipe
+    from .sd21 import architecture
+
+    start, wanted = time.perf_counter(), recipe(options.recipe) if options.recipe else None
+    figures = report(architecture(options.model), wanted, options.size)
+    head = {"model": options.model, "recipe": options.recipe or "W32A32", "size": options.size}
+    return 0, head | figures | {"seconds": time.perf_counter() - start}
+
+
+def measure(options) -> tuple[int, dict]:
+    """`measure -i DIR -r DIR --protocol osediff`."""
+    from .metrics import measure as scores
+    from .metrics import summary, versions
+    from .tables import plain, to_csv
+
+    metrics = options.metrics.split(",") if options.metrics else None
+    frame = scores(options.images, options.references, metrics, options.protocol)
+    if options.csv:
+        to_csv(frame, options.csv.stem, options.csv.parent)
+    rows = plain(summary(frame))
+    count = int(frame.name[frame.name != "all"].nunique())
+    return 0, {"images": count, "scores": rows, "versions": versions(options.protocol, metrics)}
+
+
+def prefetch(options) -> tuple[int, dict]:
+    """`prefetch --protocol osediff`."""
+    from .iqa import prefetch as fetch
+
+    files = list(_progress(fetch(options.protocol), what="weights"))
+    missing = sum(row["sha256"] == "absent" for row in files)
+    return int(bool(missing)), {"protocol": options.protocol, "files": files, "missing": missing}
 
 
 def doctor(options) -> tuple[int, dict]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, metrics, osediff, tags, text, weights
+from . import checkpoint, iqa, osediff, tags, text, weights
+from .protocols import PROTOCOLS, VIT, VIT_FILE, chosen
 
 WORKS = {
     "tiny": "the embedded model",
@@ -235,21 +236,16 @@ def _problem(name: str, found: Path) -> str:
 
 def _metrics(needed: bool) -> list[dict]:
     """Every weight file of every protocol, once."""
-    files: dict[str, dict] = {}
-    for row in (row for protocol in metrics.PROTOCOLS for row in metrics.weight_files(protocol)):
-        users = files.setdefault(row["path"], row | {"metrics": []})["metrics"]
-        users += [metric for metric in row["metrics"] if metric not in users]
-    return [
-        _row(
-            row["file"],
-            row["present"],
-            f"for {', '.join(row['metrics'])}: {row['path']}",
-            needed,
-            [row["command"]],
-            weights.sha256(row["path"]) if row["present"] else "",
-        )
-        for row in files.values()
-    ]
+    every = {name: metric for protocol in PROTOCOLS for name, metric in chosen(None, protocol).items()}
+    return [_metric_file(url, [n for n, m in every.items() if url in m.weights], needed) for url in iqa.files(every)]
+
+
+def _metric_file(url: str, users: list[str], needed: bool) -> dict:
+    path = iqa.location(url)
+    get = f"hf download {' '.join(VIT_FILE)}" if url == VIT else f"curl -L --create-dirs -o {path} {url}"
+    here = path.exists()
+    detail, digest = f"for {', '.join(users)}: {path}", weights.sha256(path) if here else ""
+    return _row(iqa.label(url), here, detail, needed, [get], digest)
 
 
 def as_text(rows: list[dict]) -> str:

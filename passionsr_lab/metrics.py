@@ -1,96 +1,27 @@
 """Image quality as tidy DataFrames: one row per image and metric, under a named protocol.
 
-PSNR on Y is computed here.  Every other metric comes from pyiqa, whose licence is PolyForm Noncommercial 1.0.0 (not
-open source): it is optional, and imported only when one of its metrics is asked for.  A metric that cannot be had gives
-NaN and one sentence in the column `note`; the others do not notice.  Weight files are downloaded once, if their server
-answers at all; what could not be had is not tried again before Python restarts.
+PSNR on Y is computed here; every other metric comes from pyiqa (`iqa`).  A metric that cannot be had gives NaN and one
+sentence in the column `note`; the others do not notice.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
 import math
-import os
-import warnings
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Mapping, Sequence
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from typing import TYPE_CHECKING, Iterable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .compat import clip_importable, torchvision_importable
+from . import iqa
 from .data import image_files, read_image, to_image, to_tensor
+from .protocols import PROTOCOLS, Metric, chosen, digest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-DEFAULT = ("psnr_y", "ssim_y")
-TIMEOUT = 5  # seconds that a server has to answer at all
-
-_HUB = "https://huggingface.co/"
-_IQA = _HUB + "chaofengc/IQA-PyTorch-Weights/resolve/main/"
-_VIT_FILE = ("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors")
-_VIT = _HUB + "/resolve/main/".join(_VIT_FILE)
-_VISION = "https://download.pytorch.org/models/"
-_CLIP = "https://openaipublic.azureedge.net/clip/models/"
-_ALEXNET, _VGG = _VISION + "alexnet-owt-7be5be79.pth", _VISION + "vgg16-397923af.pth"
-_RN50 = _CLIP + "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
-_LPIPS = _IQA + "LPIPS_v0.1_alex-df73285e.pth"
-_FOLDERS = {_IQA: "pyiqa", _VISION: "checkpoints", _CLIP: "clip"}  # below torch.hub's folder
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric, exactly.
-
-    pyiqa, options: its name and settings in pyiqa.
-    better: "higher" or "lower".
-    reference: whether it compares with the original.
-    weights: URLs of the files it loads, all of them.
-    whole_set: one number for all the images together.
-    """
-
-    pyiqa: str
-    better: str = "higher"
-    reference: bool = False
-    options: tuple[tuple[str, object], ...] = ()
-    weights: tuple[str, ...] = ()
-    whole_set: bool = False
-
-
-_ON_Y = (("test_y_channel", True), ("color_space", "ycbcr"))
-_SHARED = {
-    "psnr_y": Metric("psnr", reference=True, options=_ON_Y),
-    "ssim_y": Metric("ssim", reference=True, options=_ON_Y),
-    "lpips": Metric("lpips", "lower", True, (("net", "alex"), ("version", "0.1")), (_ALEXNET, _LPIPS)),
-    "dists": Metric("dists", "lower", True, weights=(_VGG, _IQA + "DISTS_weights-f5e65c96.pth")),
-    "niqe": Metric("niqe", "lower", weights=(_IQA + "niqe_modelparameters.mat",)),
-    "musiq": Metric("musiq", weights=(_IQA + "musiq_koniq_ckpt-e95806b9.pth",)),
-    "clipiqa": Metric("clipiqa", weights=(_RN50,)),
-}
-_MANIQA_PIPAL = Metric("maniqa-pipal", weights=(_VIT, _IQA + "MANIQA_PIPAL-ae6d356b.pth"))
-_MANIQA_KONIQ = Metric("maniqa", weights=(_VIT, _IQA + "ckpt_koniq10k.pt"))
-_FID = Metric("fid", "lower", True, weights=(_IQA + "pt_inception-2015-12-05-6726825d.pth",), whole_set=True)
-
-# A name never means two things: MANIQA carries its training set, because its numbers are not comparable across them.
-PROTOCOLS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
-    {
-        "osediff": MappingProxyType({**_SHARED, "maniqa_pipal": _MANIQA_PIPAL, "fid": _FID}),
-        "passionsr": MappingProxyType({**_SHARED, "maniqa_koniq": _MANIQA_KONIQ}),
-    }
-)
 
 
 # -- PSNR -------------------------------------------------------------------------------------------------------------
@@ -155,14 +86,14 @@ def score(
         >>> score([torch.zeros(3, 8, 8)], [torch.ones(3, 8, 8)], ["psnr_y"]).value.round(2).tolist()
         [1.32]
     """
-    chosen = _chosen(metrics, protocol, references is not None)
+    table = chosen(metrics, protocol, references is not None)
     names = [str(i) for i in range(len(images))] if names is None else [str(n) for n in names]
     references = [None] * len(images) if references is None else references
     if not len(images) == len(references) == len(names):
         raise ValueError(
             f"{len(images)} images, {len(references)} references and {len(names)} names do not match; give one each."
         )
-    return _table([_pair(*row) for row in zip(names, images, references)], chosen, protocol)
+    return _table([_pair(*row) for row in zip(names, images, references)], table, protocol)
 
 
 def measure(
@@ -182,13 +113,13 @@ def measure(
         ...     measure(folder, folder, ["psnr_y"]).name.tolist()
         ['a.png']
     """
-    chosen = _chosen(metrics, protocol, references_folder is not None)
+    table = chosen(metrics, protocol, references_folder is not None)
     images = image_files(images_folder)
     references = [None] * len(images) if references_folder is None else image_files(references_folder)
     if references_folder is not None:
         _same_names(images, references)
     pairs = (_pair(p.name, read_image(p), r and read_image(r)) for p, r in zip(images, references))
-    return _table(pairs, chosen, protocol)
+    return _table(pairs, table, protocol)
 
 
 def summary(frame: DataFrame, samples: int = 1000, seed: int = 0) -> DataFrame:
@@ -221,8 +152,11 @@ def summary(frame: DataFrame, samples: int = 1000, seed: int = 0) -> DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "n", "mean", "low", "high", "note"])
 
 
-def versions(protocol: str = "osediff") -> dict:
+def versions(protocol: str | None = "osediff", metrics: Sequence[str] | None = None) -> dict:
     """What numbers under `protocol` depend on, to print beneath a table.
+
+    Args:
+        protocol, metrics: as for `score`; weights are listed for these metrics only.
 
     Returns:
         protocol, digest (of the protocol's definitions), pyiqa and torch (versions), weights: file name -> SHA-256, or
@@ -232,36 +166,17 @@ def versions(protocol: str = "osediff") -> dict:
         >>> sorted(versions("passionsr"))
         ['digest', 'protocol', 'pyiqa', 'torch', 'weights']
     """
-    metrics = _chosen(None, protocol, True)
-    urls = dict.fromkeys(url for metric in metrics.values() for url in metric.weights)
     try:
         pyiqa = version("pyiqa")
     except PackageNotFoundError:
         pyiqa = "absent"
     return {
-        "protocol": protocol,
-        "digest": hashlib.sha256(repr(sorted(metrics.items())).encode()).hexdigest()[:12],
+        "protocol": protocol or "none",
+        "digest": digest(PROTOCOLS[protocol] if protocol in PROTOCOLS else chosen(metrics, protocol)),
         "pyiqa": pyiqa,
         "torch": torch.__version__,
-        "weights": {_label(url): _sha256(_location(url)) for url in urls},
+        "weights": {iqa.label(url): iqa.sha256(iqa.location(url)) for url in iqa.files(chosen(metrics, protocol))},
     }
-
-
-def _chosen(metrics: Sequence[str] | None, protocol: str | None, references: bool) -> dict[str, Metric]:
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise ValueError(f"There is no protocol {protocol}; choose from {', '.join(PROTOCOLS)}.")
-    known = {n: m for key, table in PROTOCOLS.items() if protocol in (None, key) for n, m in table.items()}
-    if metrics is None:
-        metrics = DEFAULT if protocol is None else known
-    unknown = [name for name in metrics if name not in known]
-    if unknown:
-        where = "any protocol" if protocol is None else f"protocol {protocol}"
-        raise ValueError(f"{', '.join(unknown)} is not a metric of {where}; choose from {', '.join(known)}.")
-    chosen = {name: known[name] for name in metrics}
-    needy = [name for name, metric in chosen.items() if metric.reference and not references]
-    if needy:
-        raise ValueError(f"{', '.join(needy)} compare with the originals; give references.")
-    return chosen
 
 
 def _pair(name: str, image: Tensor | Image.Image, reference: Tensor | Image.Image | None):
@@ -284,24 +199,24 @@ def _same_names(images: list[Path], references: list[Path]) -> None:
         raise ValueError(f"The two folders do not hold the same file names: {missing}.")
 
 
-def _table(pairs: Iterable[tuple], chosen: dict[str, Metric], protocol: str | None) -> DataFrame:
+def _table(pairs: Iterable[tuple], metrics: dict[str, Metric], protocol: str | None) -> DataFrame:
     """Rows of `pairs` (name, image and, if any, reference), then one for each metric of the whole set."""
     import pandas as pd
 
-    single = [key for key, metric in chosen.items() if not metric.whole_set]
-    whole = [key for key in chosen if key not in single]
-    kept = any(_network(chosen[key])[0] for key in whole)
+    single = [key for key, metric in metrics.items() if not metric.whole_set]
+    whole = [key for key in metrics if key not in single]
+    kept = any(iqa.network(metrics[key])[0] for key in whole)
     rows = []
     with TemporaryDirectory() as folder:
         sides = [Path(folder, side) for side in ("images", "references")]
         for index, (name, *pair) in enumerate(pairs):
-            rows += [(name, key, *_value(key, chosen[key], [x[None] for x in pair])) for key in single]
+            rows += [(name, key, *_value(key, metrics[key], [x[None] for x in pair])) for key in single]
             for side, x in zip(sides, pair if kept else ()):
                 side.mkdir(exist_ok=True)
                 to_image(x).save(side / f"{index:06d}.png", compress_level=1)
-        rows += [("all", key, *_value(key, chosen[key], [str(side) for side in sides])) for key in whole]
+        rows += [("all", key, *_value(key, metrics[key], [str(side) for side in sides])) for key in whole]
     frame = pd.DataFrame(rows, columns=["name", "metric", "value", "note"]).astype({"value": float})
-    frame.insert(3, "better", [chosen[key].better for key in frame.metric])
+    frame.insert(3, "better", [metrics[key].better for key in frame.metric])
     frame.insert(4, "protocol", protocol or "none")
     return frame
 
@@ -310,119 +225,12 @@ def _value(key: str, metric: Metric, inputs: list) -> tuple[float, str]:
     """The metric of a batch of one image (or of a pair, or of two folders), and why it is NaN if it is."""
     if key == "psnr_y":
         return psnr_y(*(x[0] for x in inputs)), ""
-    compute, reason = _network(metric)
+    compute, reason = iqa.network(metric)
     if compute is None:
         return math.nan, f"{key} is not available: {reason}."
     try:
-        with _quiet():
+        with iqa.quiet():
             value = float(compute(*inputs))
     except Exception as error:  # pyiqa's metrics raise every kind
-        return math.nan, f"{key} cannot be computed for this: {_sentence(error)}."
+        return math.nan, f"{key} cannot be computed for this: {iqa.sentence(error)}."
     return value, "" if math.isfinite(value) else f"{key} has no finite value for this."
-
-
-# -- pyiqa's networks and their weight files --------------------------------------------------------------------------
-
-
-@functools.cache
-def _network(metric: Metric) -> tuple[Callable | None, str]:
-    """(the metric, "") or (None, why not); tried once per process, so that a missing file costs nothing twice."""
-    try:
-        if find_spec("pyiqa") is None:
-            raise OSError("pyiqa is not installed (pip install pyiqa; its licence is noncommercial)")
-        for url in metric.weights:
-            _obtain(url)
-        torchvision_importable()
-        if metric.pyiqa == "clipiqa":
-            clip_importable()
-        with _quiet(), _hub_offline():
-            import pyiqa
-
-            network = pyiqa.create_metric(metric.pyiqa, **dict(metric.options))
-    except Exception as error:  # neither do the libraries on this path agree on a kind
-        return None, _sentence(error)
-    return (functools.partial(_fid, network) if metric.whole_set else network), ""
-
-
-def _fid(network: Callable, images: str, references: str) -> float:
-    """The Frechet distance between two folders; the covariance of one image does not exist."""
-    if len(os.listdir(images)) < 2:
-        raise ValueError("it needs at least two images")
-    return network(images, references, num_workers=0, verbose=False)
-
-
-def _obtain(url: str) -> None:
-    """Downloads a weight file to where pyiqa will look for it, unless it is there; `OSError` at once if it cannot."""
-    from huggingface_hub import constants, hf_hub_download
-
-    path = _location(url)
-    if path.exists():
-        return
-    source = url.replace(_HUB, constants.ENDPOINT + "/")  # people behind a mirror set HF_ENDPOINT
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _silence(urlsplit(source).hostname)
-    if reason:
-        raise OSError(f"{_label(url)} is not in {path.parent} and cannot be downloaded ({reason})")
-    if url == _VIT:
-        hf_hub_download(*_VIT_FILE)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(source, str(path), progress=False)
-
-
-@functools.cache
-def _silence(host: str) -> str:
-    """Why `host` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
-    try:
-        urlopen(Request(f"https://{host}", method="HEAD"), timeout=TIMEOUT).close()
-    except HTTPError:
-        return ""  # an answer, if not a kind one
-    except OSError as error:
-        return f"{host}: {error.reason if isinstance(error, URLError) else error}"
-    return ""
-
-
-def _location(url: str) -> Path:
-    """Where pyiqa looks for the file: below torch.hub's folder, or (the ViT of MANIQA) in the Hugging Face cache."""
-    if url != _VIT:
-        base = next(base for base in _FOLDERS if url.startswith(base))
-        return Path(torch.hub.get_dir(), _FOLDERS[base], url.rpartition("/")[2])
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    found = try_to_load_from_cache(*_VIT_FILE)
-    return Path(found) if isinstance(found, str) else Path(constants.HF_HUB_CACHE, *_VIT_FILE)
-
-
-def _label(url: str) -> str:
-    return "/".join(_VIT_FILE) if url == _VIT else url.rpartition("/")[2]
-
-
-def _sha256(path: Path) -> str:
-    if not path.exists():
-        return "absent"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    """Keeps huggingface_hub off the network: it would ask, and retry for most of a minute, even for cached files."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without pyiqa's prints and its libraries' warnings."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _sentence(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

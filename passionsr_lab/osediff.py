@@ -14,7 +14,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint, sd21, tags, text, weights
+from . import checkpoint, pretrained, tags, text, weights
 from .model import OneStepSR
 
 ALPHA = 8  # peft's default, which OSEDiff trained with: at rank 4 the product BA counts twice
@@ -201,7 +201,7 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
     loras = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
     tagger = tags.tagger(weights.obtain("tags", where) if prompt is True else prompt) if prompt else None
     official = weights.find("empty_prompt", where)
-    pipe = sd21.read(base, text.read_embedding(official) if official else None)
+    pipe = pretrained.read(base, text.read_embedding(official) if official else None)
     for network, adapters in zip((pipe.unet, pipe.vae), loras):
         (merge if merged else attach)(network, adapters)
     for file in filter(None, (lora, official)):

@@ -145,6 +145,18 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(c, c) for c in text)
 
 
+def plain(frame: DataFrame) -> list[dict]:
+    """The rows as dicts that strict JSON can write: NaN becomes None, numpy's numbers become Python's.
+
+    Example:
+        >>> import pandas as pd
+        >>> plain(pd.DataFrame({"n": [1, 2], "mean": [0.5, float("nan")]}))
+        [{'n': 1, 'mean': 0.5}, {'n': 2, 'mean': None}]
+    """
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [{key: getattr(value, "item", lambda v=value: v)() for key, value in row.items()} for row in rows]
+
+
 def _check(frame: DataFrame, best: Mapping, within: str | None, spread: Mapping) -> None:
     named = [*best, *spread, *spread.values(), *([within] if within else [])]
     missing = [c for c in named if c not in frame.columns]

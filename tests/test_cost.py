@@ -1,13 +1,18 @@
 """Costs: the paper's Tables 1 and 3 to the printed digit, and the counts against PyTorch's own counter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from passionsr_lab.cost import bit_cost, count, table1, table3
-from passionsr_lab.sd21 import sd21
+from passionsr_lab.bitcost import bit_cost, paper_cost, recipe_cost, report
+from passionsr_lab.config import W4A4, W6A6, W8A8, recipe
+from passionsr_lab.cost import count
+from passionsr_lab.paper import table1, table2, table3
+from passionsr_lab.sd21 import architecture, sd21
 from passionsr_lab.train import new_model
 
 EIGHT_BITS = {"unet.time_embedding.linear_1": 8, "unet.conv_out": 8, "vae.*quant_conv": 8, "vae.*coder.conv_out": 8}
@@ -220,3 +225,68 @@ def test_only_the_named_modules_shrink(frame):
 def test_bit_cost_refuses_what_makes_no_sense(frame, arguments, message):
     with pytest.raises(ValueError, match=message):
         bit_cost(frame, *arguments)
+
+
+# -- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_costed_with_its_exceptions(frame):
+    assert recipe_cost(frame, None) == bit_cost(frame, 32, 32)
+    assert recipe_cost(frame, W6A6) == bit_cost(frame, 6, 6, EIGHT_BITS)
+    unet_only = replace(W4A4, modules=("unet",), attention=False)
+    assert recipe_cost(frame, unet_only) == bit_cost(frame, 4, 4, EIGHT_BITS, ("unet",), False)
+
+
+def test_an_exception_for_a_layer_that_a_model_lacks_changes_nothing(make_pipe):
+    frame = count(make_pipe(quant_conv=False), 64)  # the recipes keep vae.quant_conv at 8 bits
+    assert not frame.layer.str.contains("quant_conv").any()
+    kept = {p: b for p, b in W6A6.keep if "quant_conv" not in p}
+    assert recipe_cost(frame, W6A6) == bit_cost(frame, 6, 6, kept)
+
+
+def test_the_papers_counting_goes_by_the_wider_bits_and_leaves_exceptions_out(frame):
+    assert paper_cost(frame, W6A6) == paper_cost(frame, replace(W6A6, keep=()))
+    wide, narrow, mixed = (paper_cost(frame, recipe(name)) for name in ("W8A8", "W4A4", "W4A8"))
+    assert mixed == (narrow[0], wide[1])
+
+
+def test_the_report_holds_both_countings_and_adds_up(full, frame):
+    told = report(full, W8A8)
+    modules = told["paper"]["modules"]
+    assert modules["unet"] == {"params_M": 865.785, "MACs_G": 339.241}
+    assert modules["encoder"]["params_M"] + modules["decoder"]["params_M"] == pytest.approx(83.614, rel=5e-4)
+    assert modules["encoder"]["MACs_G"] + modules["decoder"]["MACs_G"] == pytest.approx(1781.123, rel=5e-4)
+    assert (round(told["paper"]["params_M"]), int(told["paper"]["ops_G"])) == (238, 1060)
+    assert (round(told["paper"]["full"]["params_M"]), int(told["paper"]["full"]["ops_G"])) == (949, 4240)
+    exact = told["exact"]
+    assert exact["bit_operations"] == sum(part["bit_operations"] for part in exact["modules"].values())
+    assert exact["bytes"] < exact["full"]["bytes"] / 3.9 and told["macs"] == frame.macs.sum()
+    assert told["macs"] > 1e9 * sum(part["MACs_G"] for part in modules.values()), "the exact count sees more"
+
+
+def test_the_architecture_of_a_folder_costs_what_its_model_does(make_pipe, tmp_path):
+    pipe = make_pipe(cross=True)
+    folder = pipe.save(tmp_path / "model")
+    for file in folder.glob("*/*.safetensors"):
+        file.unlink()  # no weight is read
+    skeleton = architecture(folder)
+    assert {t.device.type for t in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
+    assert count(skeleton, 64).equals(count(pipe, 64))
+
+
+def test_the_tiny_architecture_is_found_and_others_are_refused(tmp_path):
+    assert count(architecture("tiny"), 64).parameters.sum() > 0
+    with pytest.raises(ValueError, match="There is no folder"):
+        architecture(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="not a one-step SR model"):
+        architecture(tmp_path)
+
+
+def test_the_cited_table2_is_whole():
+    table = table2()
+    assert len(table) == 36 and not table.isna().any().any()
+    assert table.groupby(["dataset", "bits"]).size().to_dict() == {
+        (dataset, bits): n
+        for dataset in ("RealSR", "DRealSR", "DIV2K_val")
+        for bits, n in (("W32A32", 2), ("W8A8", 5), ("W6A6", 5))
+    }

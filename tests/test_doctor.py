@@ -8,8 +8,9 @@ import pytest
 import torch
 from synthetic import osediff_file, shrink
 
-from passionsr_lab import doctor, metrics, sd21, weights
+from passionsr_lab import doctor, iqa, sd21, weights
 from passionsr_lab.__main__ import main
+from passionsr_lab.protocols import PROTOCOLS
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +99,10 @@ def test_tags_make_osediffs_own_row_possible(here, shelf, cli):
 
 def test_every_metric_file_of_every_protocol_is_listed_once(here):
     rows = doctor.report("scores")
-    for protocol in metrics.PROTOCOLS:
-        for name, metric in metrics.PROTOCOLS[protocol].items():
+    for protocol in PROTOCOLS:
+        for name, metric in PROTOCOLS[protocol].items():
             for url in metric.weights:
-                found = row(rows, metrics._label(url))
+                found = row(rows, iqa.label(url))
                 assert found["needed"] and name in found["detail"] and found["state"] == "missing"
                 assert url in found["get"][0] or found["get"][0].startswith("hf download timm/")
     file = here.parent / "torch" / "hub" / "pyiqa" / "niqe_modelparameters.mat"

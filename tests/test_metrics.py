@@ -17,10 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from passionsr_lab import metrics
+from passionsr_lab import iqa
 from passionsr_lab.compat import clip_importable, torchvision_importable
 from passionsr_lab.data import to_image
-from passionsr_lab.metrics import DEFAULT, PROTOCOLS, luma, measure, psnr_y, score, summary, versions
+from passionsr_lab.metrics import luma, measure, psnr_y, score, summary, versions
+from passionsr_lab.protocols import DEFAULT, PROTOCOLS, VIT_FILE
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PASSIONSR_DATA", ROOT.parent / "shared" / "data"))
@@ -199,11 +200,11 @@ def nothing_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    metrics._network.cache_clear()
-    metrics._silence.cache_clear()
+    iqa.network.cache_clear()
+    iqa.silence.cache_clear()
     yield lookups
-    metrics._network.cache_clear()
-    metrics._silence.cache_clear()
+    iqa.network.cache_clear()
+    iqa.silence.cache_clear()
 
 
 def test_missing_weights_cost_nothing_else(nothing_cached, capfd):
@@ -246,9 +247,9 @@ def test_a_cached_file_of_the_hub_is_found_without_the_network(nothing_cached, t
     file.write_bytes(b"weights")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
-    metrics._obtain(PROTOCOLS["osediff"]["maniqa_pipal"].weights[0])
-    with metrics._hub_offline():
-        assert Path(hf_hub_download(*metrics._VIT_FILE)) == file
+    iqa.obtain(PROTOCOLS["osediff"]["maniqa_pipal"].weights[0])
+    with iqa.hub_offline():
+        assert Path(hf_hub_download(*VIT_FILE)) == file
     assert nothing_cached == []
 
 
@@ -306,7 +307,7 @@ def test_fid_sees_exactly_the_images_that_were_scored(monkeypatch):
         seen.extend([np.array(Image.open(file)) for file in side] for side in sides)
         return 7.0
 
-    monkeypatch.setattr(metrics, "_network", lambda metric: (network, ""))
+    monkeypatch.setattr(iqa, "network", lambda metric: (network, ""))
     pair = noisy(11)
     frame = score(*pair, metrics=["fid"])
     assert frame[["name", "metric", "value"]].values.tolist() == [["all", "fid", 7.0]]

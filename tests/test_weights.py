@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from synthetic import open_clip, osediff_file, shrink, single_file
 
 import passionsr_lab as lab
-from passionsr_lab import checkpoint, osediff, sd21, tags, text, weights
+from passionsr_lab import checkpoint, osediff, pretrained, sd21, tags, text, weights
 
 OFFICIAL = Path(__file__).parents[2] / "shared" / "data" / "passionsr_official" / "empty_context_embedding.pt"
 SINGLE = "v2-1_512-ema-pruned"
@@ -126,7 +126,7 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path, index):
     mark = tmp_path / "it_ran"
     path = list(bombs(tmp_path, mark))[index]
     readers = {"osediff.pkl": osediff.read_lora, "osediff.ckpt": osediff.read_lora,
-               "empty_context_embedding.pt": text.read_embedding, f"{SINGLE}.ckpt": sd21.read}  # fmt: skip
+               "empty_context_embedding.pt": text.read_embedding, f"{SINGLE}.ckpt": pretrained.read}  # fmt: skip
     with pytest.raises(ValueError, match="refused") as error:
         readers.get(path.name, checkpoint.read)(path)
     assert not mark.exists()
@@ -334,7 +334,7 @@ def test_at_the_real_widths_every_tensor_has_its_shape():
     state = single_file(real.unet, real.vae)
     for prefix, name in (("model.diffusion_model.", "unet"), ("first_stage_model.", "vae")):
         part = {key: value for key, value in state.items() if key.startswith(prefix)}
-        sd21._fill(getattr(empty, name), part, name)
+        pretrained._fill(getattr(empty, name), part, name)
         assert part[f"{prefix}{'out.2' if name == 'unet' else 'encoder.mid.attn_1.q'}.weight"].ndim == 4
     for network, lora in zip((empty.unet, empty.vae), osediff.from_dict(osediff_file(real))):
         osediff.merge(network, lora)
