@@ -161,20 +161,8 @@ def test_the_reader_of_imports_sees_them_in_functions_too():
 
 def test_what_must_not_know_of_quantization_does_not():
     found = {(unit(a), unit(b)) for a, b, _ in edges()}
-<<<<<<< HEAD
-    for module in ("model", "data", "metrics"):
-        assert not {b for a, b in found if a == module} & {
-            "checkpoint",
-            "config",
-            "quantizer",
-            "transform",
-            "layers",
-            "surgery",
-        }
-=======
     for module in ("model", "data", "metrics", "iqa"):
         assert not {b for a, b in found if a == module} & {"config", "quantizer", "transform", "layers", "surgery"}
->>>>>>> b1b7266
     assert ("quantizer", "transform") not in found and ("transform", "quantizer") not in found
     assert not {b for a, b in found if a == "plots"} - {"files", "quantizer", "plots"}
 
