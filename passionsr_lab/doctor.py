@@ -98,9 +98,12 @@ def _torchvision() -> dict:
     wanted = f"0.{minor + 15}" if major == 2 else ""
     index = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"
     fix = [f"pip install --force-reinstall --no-deps 'torchvision=={wanted}.*' --index-url {PYTORCH}{index}"]
-    if not torchvision_importable():
-        return _row("torchvision", False, "not installed; needed by pyiqa", get=fix)
-    import torchvision
+    try:
+        if not torchvision_importable():
+            return _row("torchvision", False, "not installed; needed by pyiqa", get=fix)
+        import torchvision
+    except Exception as error:  # a build for another torch breaks in as many ways as there are builds
+        return _row("torchvision", False, f"does not import: {(str(error).splitlines() or [''])[0]}", True, fix)
 
     found = torchvision.__version__
     if wanted and not found.startswith(f"{wanted}."):

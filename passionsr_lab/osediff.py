@@ -179,8 +179,13 @@ def attach(network: nn.Module, lora: LoRA) -> None:
 # -- the whole model --------------------------------------------------------------------------------------------------
 
 
-def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged: bool = True) -> OneStepSR:
-    """SD2.1-base or OSEDiff at full size, in float32 on the CPU.
+def load(
+    name: str | Path,
+    prompt: bool | str | Path | Callable = False,
+    merged: bool = True,
+    device: str | torch.device | None = None,
+) -> OneStepSR:
+    """SD2.1-base or OSEDiff at full size, in float32.
 
     Args:
         name: "osediff" or "sd21" out of `weights.folder()` or the hub; a folder of weights (see `weights`), which is
@@ -188,6 +193,7 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
         prompt: keep the prompt branch, OSEDiff's own row: tags as one string, as the path of a .csv, or as a function
             of the picture (see `tags.tagger`); True takes tags.csv out of the folder.
         merged: False keeps the LoRA beside the weights (`attach`).
+        device: by default the GPU where there is one; what is made of the pipeline stays where it is.
 
     Raises:
         ValueError: a file is missing, damaged or of another model; the message names it and how to get it.
@@ -209,4 +215,4 @@ def load(name: str | Path, prompt: bool | str | Path | Callable = False, merged:
     pipe.name = str(name) if named else path.name
     if tagger is not None:
         pipe.prompt = tags.TagBranch(text.text_encoder(base), tagger)
-    return pipe
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

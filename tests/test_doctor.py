@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic import osediff_file, shrink
 
-from passionsr_lab import doctor, iqa, sd21, weights
+from passionsr_lab import compat, doctor, iqa, sd21, weights
 from passionsr_lab.__main__ import main
 from passionsr_lab.protocols import PROTOCOLS
 
@@ -132,6 +132,15 @@ def test_torchvision_of_another_torch_is_told_with_the_line_that_mends_it(monkey
     monkeypatch.setattr(torchvision, "__version__", "0.26.0+cpu")
     monkeypatch.setattr(doctor, "_has_operators", lambda: False)
     assert "another torch" in doctor._torchvision()["detail"]
+
+
+def test_a_torchvision_that_does_not_import_stops_everything(monkeypatch):
+    def broken():
+        raise OSError("undefined symbol: _ZN5torch")
+
+    monkeypatch.setattr(compat, "torchvision_importable", broken)
+    found = doctor._torchvision()
+    assert found["state"] == "missing" and found["needed"] and "undefined symbol" in found["detail"] and found["get"]
 
 
 def test_old_software_stops_the_work_and_optional_software_does_not(monkeypatch):

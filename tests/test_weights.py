@@ -78,6 +78,7 @@ def here(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "weights"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     def put(*names, into=tmp_path / "weights"):
         into.mkdir(exist_ok=True, parents=True)
@@ -370,6 +371,16 @@ def test_one_name_gives_the_adapted_model_and_one_folder_too(base, shelf, here, 
     assert same(lab.load(tmp_path / "flat"), expected)
     assert same(lab.load(tmp_path / "mine" / "osediff.pkl"), expected)
     assert expected(torch.rand(3, 9, 11)).shape == (3, 36, 44)
+
+
+def test_full_size_goes_to_the_gpu_where_there_is_one(here, monkeypatch):
+    here("sd21")
+    devices = []
+    monkeypatch.setattr(lab.OneStepSR, "to", lambda self, device: devices.append(device) or self)
+    lab.load("sd21"), osediff.load("sd21", device="meta")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    lab.load("sd21"), osediff.load("sd21", device="cpu")
+    assert devices == ["cpu", "meta", "cuda", "cpu"]
 
 
 def test_the_merged_model_can_be_saved_as_a_folder_of_our_own(here, tmp_path):
