@@ -143,6 +143,11 @@ def parser() -> argparse.ArgumentParser:
 
     pre = command(prefetch, "prefetch", "Download the weights that a protocol's metrics need, those that can be had.")
     pre.add_argument("--protocol", default="osediff", choices=list(PROTOCOLS), help="(default: %(default)s)")
+
+    doc = command(
+        doctor, "doctor", "What this machine has and lacks, and how to get it; 0 if the work can run, else 1."
+    )
+    doc.add_argument("work", nargs="?", default="tiny", help="tiny, sd21, osediff, osediff-prompt or scores")
     return top
 
 
@@ -381,6 +386,17 @@ def prefetch(options) -> tuple[int, dict]:
     files = list(_progress(fetch(options.protocol), what="weights"))
     missing = sum(row["sha256"] == "absent" for row in files)
     return int(bool(missing)), {"protocol": options.protocol, "files": files, "missing": missing}
+
+
+def doctor(options) -> tuple[int, dict]:
+    """`doctor osediff`."""
+    from .doctor import as_text, can_run, report
+
+    rows = report(options.work)
+    if options.json:
+        return int(not can_run(rows)), {"work": options.work, "can_run": can_run(rows), "rows": rows}
+    print(as_text(rows))
+    return int(not can_run(rows)), {"work": options.work, "can run": "yes" if can_run(rows) else "no"}
 
 
 if __name__ == "__main__":

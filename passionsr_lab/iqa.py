@@ -16,16 +16,13 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import torch
 
 from .compat import clip_importable, torchvision_importable
 from .protocols import FOLDERS, HUB, VIT, VIT_FILE, Metric, chosen
-
-TIMEOUT = 5  # seconds that a server has to answer at all
+from .weights import silence
 
 
 @functools.cache
@@ -96,18 +93,6 @@ def obtain(url: str) -> None:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(source, str(path), progress=False)
-
-
-@functools.cache
-def silence(host: str) -> str:
-    """Why `host` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
-    try:
-        urlopen(Request(f"https://{host}", method="HEAD"), timeout=TIMEOUT).close()
-    except HTTPError:
-        return ""  # an answer, if not a kind one
-    except OSError as error:
-        return f"{host}: {error.reason if isinstance(error, URLError) else error}"
-    return ""
 
 
 def location(url: str) -> Path:

@@ -46,6 +46,7 @@ class OneStepSR(nn.Module):
         super().__init__()
         self.unet, self.vae, self.scheduler, self.prompt = unet, vae, scheduler, prompt
         self.timestep, self.upscale, self.name = timestep, upscale, name
+        self.sources: dict[str, str] = {}  # SHA-256 of the files it was made of, where they are not its own
         self.register_buffer("prompt_embedding", prompt_embedding.float())
         self.eval().requires_grad_(False)
 
@@ -115,9 +116,11 @@ class OneStepSR(nn.Module):
 
     def prune(self) -> OneStepSR:
         """PassionSR-FP: the same pipeline without its prompt branch; weights are shared, not copied."""
-        return OneStepSR(
+        pruned = OneStepSR(
             self.unet, self.vae, self.scheduler, self.prompt_embedding, self.timestep, self.upscale, None, self.name
         )
+        pruned.sources = dict(self.sources)
+        return pruned
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder that `load` reads: diffusers layout, prompt embedding, `passionsr.json`."""
@@ -159,8 +162,8 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     folder = _locate(folder_or_id)
     config = _read_config(folder)
     try:
-        unet = _part(UNet2DConditionModel, folder / "unet")
-        vae = _part(AutoencoderKL, folder / "vae")
+        unet = part(UNet2DConditionModel, folder / "unet")
+        vae = part(AutoencoderKL, folder / "vae")
         scheduler = DDPMScheduler.from_pretrained(_existing(folder / "scheduler" / "scheduler_config.json").parent)
         embedding = load_file(_existing(folder / EMBEDDING))["prompt_embedding"]
     except Exception as error:  # every library on this path raises its own kind, some in many lines
@@ -176,20 +179,28 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
 
         branch = PromptBranch.load(folder)
     name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
-    pipe = OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name)
+    return owned(OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name))
+
+
+def owned(pipe: OneStepSR) -> OneStepSR:
+    """Copies the weights out of the files they are mapped from: where they lay there would change the last bits."""
     for tensor in (*pipe.parameters(), *pipe.buffers()):
-        tensor.data = tensor.data.clone()  # out of the file: where a tensor lay there would change the last bits
+        tensor.data = tensor.data.clone()
     return pipe
 
 
-def _part(kind: type, folder: Path) -> nn.Module:
-    """A diffusers model; weights that the files do not hold would be random, so they are an error."""
-    part, report = kind.from_pretrained(
+def part(kind: type, folder: Path) -> nn.Module:
+    """A diffusers model; a weight that the files lack would be random, one too many lost: both are errors."""
+    network, report = kind.from_pretrained(
         _existing(folder / "config.json").parent, torch_dtype=torch.float32, output_loading_info=True
     )
     if report["missing_keys"]:
-        raise ValueError(f"{folder} has no weights for {sorted(report['missing_keys'])[0]}.")
-    return part
+        raise ValueError(f"{folder} has no weights for {min(report['missing_keys'])}.")
+    if report["unexpected_keys"]:
+        raise ValueError(
+            f"{folder} has weights {min(report['unexpected_keys'])}, which its config.json does not ask for."
+        )
+    return network
 
 
 def _existing(file: Path) -> Path:

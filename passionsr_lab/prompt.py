@@ -96,7 +96,7 @@ class PromptBranch(nn.Module):
             tagger = Tagger(json.loads((folder / "tagger" / "config.json").read_text())["width"])
             tagger.load_state_dict(load_file(folder / "tagger" / "model.safetensors"))
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-            with _without_progress_bar():
+            with without_progress_bar():
                 text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         except Exception as error:
             raise ValueError(f"{folder} has no complete prompt branch: {error}") from error
@@ -104,7 +104,7 @@ class PromptBranch(nn.Module):
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
+def without_progress_bar() -> Iterator[None]:
     """Within the block transformers shows no bar; afterwards as before."""
     from transformers.utils import logging
 

@@ -7,13 +7,13 @@ import hashlib
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from . import model
+from . import model, osediff, weights
 from .config import MODULES, Recipe
 from .config import recipe as recipe_named
 from .files import write_json, write_tensors
@@ -34,6 +34,7 @@ class QuantizedSR(OneStepSR):
         super().__init__(
             pipe.unet, pipe.vae, pipe.scheduler, pipe.prompt_embedding, pipe.timestep, pipe.upscale, None, pipe.name
         )
+        self.sources = dict(pipe.sources)
         self.recipe = recipe
         self.history: dict = {}  # how it was calibrated; saved beside the tensors
 
@@ -207,6 +208,7 @@ def save(pipe: QuantizedSR, folder: str | Path) -> Path:
         "label": pipe.label,
         "model": pipe.name,
         "fingerprint": mark,
+        "sources": pipe.sources,
         "recipe": pipe.recipe.to_dict(),
         "calibration": pipe.history,
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
@@ -215,20 +217,24 @@ def save(pipe: QuantizedSR, folder: str | Path) -> Path:
     return folder
 
 
-def load(folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool = False) -> OneStepSR | QuantizedSR:
-    """Loads a model: full precision (see `passionsr_lab.model.load`), or a folder that `save` wrote.
+def load(
+    folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool | str | Path | Callable = False
+) -> OneStepSR | QuantizedSR:
+    """Loads a model: full precision (see `model.load` and `osediff.load`), or a folder that `save` wrote.
 
     Args:
-        folder_or_id: a model folder, "tiny", a hub id, or a folder of quantization tensors.
+        folder_or_id: "tiny", "osediff" or "sd21", a model folder, a folder of SD2.1 and OSEDiff weights as `weights`
+            describes it, SD2.1's single file, a hub id, or a folder of quantization tensors.
         pipe: for a quantized folder, the full-precision model it belongs to; by default the one it names.
-        prompt: for a full-precision model, keep its prompt branch.
+        prompt: for a full-precision model, keep its prompt branch; for OSEDiff, whose tagger is not on the registries,
+            the tags themselves (see `osediff.load`).
 
     Raises:
         ValueError: something is missing or damaged, or the tensors belong to another model.
     """
     folder = Path(folder_or_id)
     if not (folder / DESCRIPTION).is_file():
-        return model.load(folder_or_id, prompt)
+        return _full_precision(folder_or_id, prompt)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         recipe, name, mark = Recipe.from_dict(description["recipe"]), description["model"], description["fingerprint"]
@@ -240,7 +246,7 @@ def load(folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool =
     if made_for != _mark(mark, recipe):
         raise ValueError(f"{folder} holds the tensors of one calibration and the description of another; copy both.")
     try:
-        pipe = model.load(name) if pipe is None else pipe
+        pipe = _full_precision(name) if pipe is None else pipe
     except ValueError as error:
         raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
     if fingerprint(pipe) != mark:
@@ -249,6 +255,14 @@ def load(folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool =
     load_state(quantized, state)
     quantized.history = description.get("calibration", {})
     return quantized
+
+
+def _full_precision(name: str | Path, prompt: bool | str | Path | Callable = False) -> OneStepSR:
+    if weights.full_size(name):
+        return osediff.load(name, prompt)
+    if not isinstance(prompt, bool):
+        raise ValueError(f"{name} has a tagger of its own: prompt is True or False, not {prompt!r}.")
+    return model.load(name, prompt)
 
 
 def load_state(pipe: QuantizedSR, state: dict[str, Tensor]) -> None:
