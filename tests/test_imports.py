@@ -15,8 +15,9 @@ HEAVY = ("matplotlib", "seaborn", "ipywidgets", "IPython", "pyiqa", "diffusers",
 
 # The layers from the ground up; a module imports only from layers below its own.  `plots` and `widgets` are packages.
 LAYERS = (
-    {"config", "quantizer", "transform", "compat", "files", "data", "memory", "running"},
-    {"layers", "metrics", "prompt", "tables", "notebooks", "plots"},
+    {"config", "quantizer", "transform", "compat", "files", "data", "memory", "norms", "running", "artefacts"},
+    {"layers", "metrics", "prompt", "tables", "notebooks", "plots", "tiling"},
+    {"colour"},
     {"model"},
     {"surgery", "train", "sd21"},
     {"calibrate", "observe", "propagation", "cost"},
