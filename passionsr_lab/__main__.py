@@ -72,7 +72,9 @@ def parser() -> argparse.ArgumentParser:
     )
     cal.add_argument("--out", type=Path, required=True, help="where the quantized model is written")
     cal.add_argument("--pairs", type=int, default=32, help="pairs to calibrate on (default: %(default)s)")
-    cal.add_argument("--size", type=int, default=128, help="HR pixels of a square crop (default: %(default)s)")
+    cal.add_argument(
+        "--size", type=int, default=128, help="HR pixels of a crop, and of the tiles it is for (default: %(default)s)"
+    )
     cal.add_argument("--epochs", type=int, default=4, help="passes over the pairs per stage (default: %(default)s)")
     cal.add_argument("--batch", type=int, default=4, help="pairs per step (default: %(default)s)")
     cal.add_argument("--seed", type=int, default=0, help="of crops, degradation and order (default: %(default)s)")
@@ -141,14 +143,13 @@ def _pairs(images: str, count: int | None, size: int, seed: int) -> list:
 
 def upscale(options) -> tuple[int, dict]:
     """`upscale INPUT OUTPUT`."""
-    from .colour import FIXES
+    from .colour import require_fix
     from .data import image_files, read_image
     from .files import replacing
     from .surgery import load
 
     folder = options.input.is_dir()
-    if options.colour not in FIXES:
-        raise ValueError(f"--colour is one of {', '.join(FIXES)}, not {options.colour}.")
+    require_fix(options.colour)
     if options.input.resolve() == options.output.resolve():
         raise ValueError(f"The output would overwrite the input {options.input}; give another path.")
     pipe = load(options.model)

@@ -20,6 +20,12 @@ REACH = 2**LEVELS  # pixels that it looks to each side, and one
 WINDOW = 256  # pixels, edge of the pieces in which a large picture is decomposed
 
 
+def require_fix(name: str) -> None:
+    """`ValueError` for what is none of `FIXES`."""
+    if name not in FIXES:
+        raise ValueError(f"colour is one of {', '.join(FIXES)}, not {name!r}.")
+
+
 def adain(image: Tensor, reference: Tensor) -> Tensor:
     """Each channel's mean and standard deviation set to the reference's; clamped to [0, 1].
 
@@ -113,8 +119,7 @@ def fixed(
     strips: Iterable[Tensor], references: Iterable[Tensor], fix: str, height: int, width: int, keep=torch.float32
 ) -> Iterator[Tensor]:
     """The stream with one of `FIXES` applied; `ValueError` for another name."""
-    if fix not in FIXES:
-        raise ValueError(f"colour is one of {', '.join(FIXES)}, not {fix!r}.")
+    require_fix(fix)
     if fix == "adain":
         return adain_strips(strips, references, keep)
     return wavelet_strips(strips, references, height, width) if fix == "wavelet" else iter(strips)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .colour import fixed
+from .colour import fixed, require_fix
 from .compat import torchvision_importable
 from .data import to_tensor, upsample
 from .files import write_json, write_tensors
@@ -121,9 +121,10 @@ class OneStepSR(nn.Module):
 
         `keep` is how "adain", which must see the whole picture before it changes any of it, holds it meanwhile.
         """
+        require_fix(colour)
+        tiling = self._tiling(tiling, len(lr) * lr.shape[-2], lr.shape[-1])
         size, device = [n * self.upscale for n in lr.shape[-2:]], self.prompt_embedding.device
         condition = self.prompt(lr.to(device)) if self.prompt is not None else None
-        tiling = self._tiling(tiling, *lr.shape[-2:])
         if tiling is None:
             strips = [self.restore(self.prepare(lr.to(device)), condition)]
         else:

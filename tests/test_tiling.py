@@ -256,13 +256,14 @@ def embedded():
     return lab.tiny()
 
 
-def test_tiles_of_the_embedded_model_are_near_the_picture_without_them(embedded):
-    """A tile sees only itself: attention and GroupNorm differ.  The bound has twice the measured margin."""
+@pytest.mark.parametrize("tiling", [Tiling(32, 8), Tiling(32, 8, stages=True, shared=True)], ids=["paths", "stages"])
+def test_tiles_of_the_embedded_model_are_near_the_picture_without_them(embedded, tiling):
+    """A tile sees only itself: attention and GroupNorm differ.  Measured 42.6 to 45.3 dB; twice the error is 6 dB less."""
     lr = lab.bundled("test", size=256)[0].lr  # 64 x 64
     whole = embedded(lr, None)
-    for tiling in (Tiling(32, 8), Tiling(32, 8, stages=True, shared=True)):
-        assert psnr(embedded(lr, tiling), whole) > 20
-    assert psnr(upsample(lr[None])[0], whole) < psnr(embedded(lr, Tiling(32, 8)), whole)
+    found = psnr(embedded(lr, tiling), whole)
+    assert found > 36
+    assert found > psnr(upsample(lr[None])[0], whole) + 6, "much nearer than the enlarged LR image is"
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
