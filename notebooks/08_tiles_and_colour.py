@@ -13,14 +13,18 @@
 # **What is simulated.** The low bits in the second half, computed in floating point. Tiles and memory are real.
 
 # %%
+import json
+import subprocess
+import sys
+
 import pandas as pd
 import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.artefacts import colour_shift, seam_score
+from passionsr_lab.colour import adain, wavelet
 from passionsr_lab.data import upsample
-from passionsr_lab.memory import Peak
 from passionsr_lab.metrics import psnr, psnr_y
 from passionsr_lab.notebooks import figures_folder
 from passionsr_lab.tables import provenance
@@ -29,12 +33,12 @@ from passionsr_lab.tiling import seams
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZE = 384  # HR pixels of the picture
+SIZE = 320  # HR pixels of the picture
 BOX = (96, 96, 96, 96)  # x, y, width, height of the zoom, in HR pixels
 TILES = (16, 32, 48)  # edges in latent pixels; one is `pipe.factor` HR pixels
 SHARES = (0, 1 / 8, 1 / 4, 1 / 2)  # the overlap, of a tile
 SHOWN = 32  # the tile of the maps and of the quantized model
-RECIPE, PAIRS = "W4A4", 8
+RECIPE, PAIRS = "W6A6", 6
 MEMORY = (32, 64, 96)  # LR edges whose memory is measured
 SEED = 1
 FIGURES = figures_folder()
@@ -94,7 +98,7 @@ fig
 # %%
 fig = plots.curves(
     sweep, "overlap", "PSNR to whole (dB)", "tile", ("overlap (% of the tile's edge)", "PSNR to the whole picture (dB)"),
-    "Larger tiles, not larger overlaps, come nearer to no tiles",
+    "Nearness to no tiles, by the tile's edge",
 )  # fmt: skip
 plots.save(fig, "08_sweep", FIGURES)
 fig
@@ -106,7 +110,8 @@ fig
 # ## Comparison: whole paths in tiles, or stage by stage
 # The official code cuts encoder, UNet and decoder each on its own. The decoder then normalizes by its tile's own
 # statistics latents whose tone was settled in other tiles. The remedy is statistics shared by all tiles; here they come
-# from a thumbnail (the official code averages them over the tiles of the VAE).
+# from a thumbnail (the official code averages them over the tiles of the VAE). Tiles that run the whole path need no such
+# remedy here: the model was trained on crops, and each stage finds the statistics that it was trained with.
 
 # %%
 schemes = {
@@ -137,10 +142,10 @@ fig
 # %%
 q = lab.quantize(pipe, RECIPE)
 lab.calibrate(q, lab.bundled("calibration", PAIRS, SHOWN * pipe.factor, 0), "maxmin")
-rows = []
+rows, quantized = [], {}
 for tile in TILES:
-    tiling = lab.Tiling(tile)
-    full, low = runs[tile, 1 / 4]["picture"], q(pair.lr, tiling)
+    full, low = runs[tile, 1 / 4]["picture"], q(pair.lr, lab.Tiling(tile))
+    quantized[tile] = low
     shift = colour_shift(low, full)["mean"].abs().max()
     rows.append((tile, tile == q.tiling.tile, psnr(low, full), shift))
 columns = [
@@ -153,14 +158,17 @@ pd.DataFrame(rows, columns=columns).round(2)
 
 # %% [markdown]
 # ## Colours, and their fixes
-# MaxMin at four bits loses colour. `adain` gives each channel the mean and standard deviation of the enlarged LR picture;
-# `wavelet` takes everything that is coarser than about 32 pixels from it. Both leave full precision nearly as it is.
+# MaxMin at few bits shifts colours. `adain` gives each channel the mean and standard deviation of the enlarged LR picture;
+# `wavelet` takes everything that is coarser than about 32 pixels from it. A shift is in 8-bit levels, against the enlarged
+# LR picture: of a channel's mean, and of its 1st and 99th percentile.
 
 # %%
 reference = upsample(pair.lr[None])[0]
-fixes = ("nofix", "adain", "wavelet")
-pictures = {("full precision", fix): pipe(pair.lr, schemes["paths"], fix) for fix in fixes}
-pictures |= {(RECIPE, fix): q(pair.lr, q.tiling, fix) for fix in fixes}
+FIXED = {"nofix": lambda x, y: x, "adain": adain, "wavelet": wavelet}  # as pipe(..., colour=fix) does it
+unfixed = {"full precision": compared["paths"]["picture"], RECIPE: quantized[SHOWN]}
+pictures = {
+    (bits, fix): function(x[None], reference[None])[0] for bits, x in unfixed.items() for fix, function in FIXED.items()
+}
 shifts = pd.concat({key: colour_shift(picture, reference) for key, picture in pictures.items()}, names=["bits", "fix"])
 shifts.unstack().round(1)
 
@@ -173,28 +181,31 @@ fig
 
 # %% [markdown]
 # ## Memory
-# What restoring takes beside model and process, whole and in tiles, by the edge of a square LR picture. In tiles one row
-# of tiles is held at a time; strips of the output leave as they are done.
-
+# What restoring takes beside model and process, whole and in tiles, by the edge of a square LR picture: the most that a
+# process of its own held. In tiles one row of tiles is held at a time; strips of the output leave as they are done.
 
 # %%
-def working_memory(edge: int, tiling: lab.Tiling | None) -> float:
-    """MiB, the output of a stream left aside."""
-    lr = torch.rand(1, 3, edge, edge, generator=torch.Generator().manual_seed(SEED))
-    with Peak(DEVICE) as before:
-        pass
-    with Peak(DEVICE) as peak:
-        for strip in pipe.strips(lr, tiling):
-            del strip
-    return (peak.bytes - before.bytes) / 2**20
+MEASURE = """
+import json, sys, torch
+import passionsr_lab as lab
+from passionsr_lab.memory import Peak
 
-
-working_memory(MEMORY[0], schemes["paths"])
-rows = [
-    {"edge": edge, "MiB": working_memory(edge, tiling), "picture": name}
-    for name, tiling in ((f"tiles of {SHOWN} latents", schemes["paths"]), ("whole", None))
-    for edge in MEMORY
-]
+model, device, tile, edges = json.loads(sys.argv[1])
+pipe, peaks = lab.load(model).to(device), []
+with Peak(device) as before:
+    pass
+for tiling in (lab.Tiling(tile), None):  # what takes more comes later: memory that is let go stays with the process
+    for edge in edges:
+        with Peak(device) as peak:
+            for strip in pipe.strips(torch.rand(1, 3, edge, edge), tiling):
+                del strip
+        peaks.append((peak.bytes - before.bytes) / 2**20)
+print(json.dumps(peaks))
+"""
+command = [sys.executable, "-c", MEASURE, json.dumps([MODEL, DEVICE, SHOWN, MEMORY])]
+done = subprocess.run(command, capture_output=True, text=True, check=True)
+pictures_by = [(name, edge) for name in (f"tiles of {SHOWN} latents", "whole") for edge in MEMORY]
+rows = [{"picture": name, "edge": edge, "MiB": mib} for (name, edge), mib in zip(pictures_by, json.loads(done.stdout))]
 memory = pd.DataFrame(rows)
 fig = plots.curves(
     memory, "edge", "MiB", "picture", ("edge of the LR picture (pixels)", "working memory (MiB)"),
@@ -206,16 +217,16 @@ fig
 # %% [markdown]
 # ## What this showed
 # Overlap ends seams; whole paths in tiles are nearer to the picture without tiles than stages with norms of their own;
-# `adain` takes the colour shift out; and memory no longer follows the picture.
+# `adain` brings the mean colours back; and memory no longer follows the picture.
 
 # %%
 quarter = compared["paths"]
-assert naive["seams"] > 1.2 > quarter["seams"], (naive["seams"], quarter["seams"])
+assert naive["seams"] > 1.3 * quarter["seams"], (naive["seams"], quarter["seams"])
 assert table["PSNR to whole (dB)"]["paths"] > table["PSNR to whole (dB)"]["stages"]
 assert table["PSNR to whole (dB)"]["stages, shared norms"] > table["PSNR to whole (dB)"]["stages"]
 means = shifts["mean"].abs().groupby(level=["bits", "fix"]).max()
-assert means[RECIPE, "adain"] < min(2, means[RECIPE, "nofix"]), means
+assert means[RECIPE, "adain"] < 1 and means["full precision", "adain"] < 1, means
 spent = memory.set_index(["picture", "edge"]).MiB
 in_tiles, at_once = spent[f"tiles of {SHOWN} latents"], spent["whole"]
-assert in_tiles[MEMORY[-1]] < at_once[MEMORY[-1]], spent
+assert in_tiles[MEMORY[-1]] < 0.6 * at_once[MEMORY[-1]], spent
 print(f"seams {naive['seams']:.2f} without overlap, {quarter['seams']:.2f} with a quarter of a tile")
