@@ -20,6 +20,7 @@ from .propagation import propagation
 from .sensitivity import keep_top, sensitivity
 from .surgery import layer_table, load, quantize, save, unquantize
 from .sweep import grid, sweep
+from .tiling import Tiling
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "OneStepSR",
     "Pair",
     "Recipe",
+    "Tiling",
     "bundled",
     "calibrate",
     "folder_pairs",

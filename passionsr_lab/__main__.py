@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("output", type=Path, help="the picture to write, or a folder for the same names")
     up.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
     up.add_argument("--quantized", type=Path, help="a folder that `calibrate` wrote")
+    up.add_argument("--tile", type=int, help="edge of tiles in latent pixels, 0 for none (default: by need)")
+    up.add_argument("--overlap", type=int, help="what tiles share, in latent pixels (default: a quarter of a tile)")
+    up.add_argument("--colour", default="nofix", help="adain, wavelet or nofix (default: %(default)s)")
 
     cal = command(calibrate, "calibrate", "Quantize a model and calibrate it; a stopped run goes on where it was.")
     cal.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
@@ -71,7 +74,9 @@ def parser() -> argparse.ArgumentParser:
     )
     cal.add_argument("--out", type=Path, required=True, help="where the quantized model is written")
     cal.add_argument("--pairs", type=int, default=32, help="pairs to calibrate on (default: %(default)s)")
-    cal.add_argument("--size", type=int, default=128, help="HR pixels of a square crop (default: %(default)s)")
+    cal.add_argument(
+        "--size", type=int, default=128, help="HR pixels of a crop, and of the tiles it is for (default: %(default)s)"
+    )
     cal.add_argument("--epochs", type=int, default=4, help="passes over the pairs per stage (default: %(default)s)")
     cal.add_argument("--batch", type=int, default=4, help="pairs per step (default: %(default)s)")
     cal.add_argument("--seed", type=int, default=0, help="of crops, degradation and order (default: %(default)s)")
@@ -186,21 +191,24 @@ def _pairs(images: str, count: int | None, size: int, seed: int) -> list:
 
 def upscale(options) -> tuple[int, dict]:
     """`upscale INPUT OUTPUT`."""
-    from .data import image_files, read_image, to_image
+    from .colour import require_fix
+    from .data import image_files, read_image
     from .files import replacing
     from .surgery import load
 
     folder = options.input.is_dir()
+    require_fix(options.colour)
     if options.input.resolve() == options.output.resolve():
         raise ValueError(f"The output would overwrite the input {options.input}; give another path.")
     pipe = load(options.model)
     pipe = load(options.quantized, pipe) if options.quantized else pipe
+    tiling = _tiling(options.tile, options.overlap, pipe)
     files = image_files(options.input) if folder else [options.input]
     done, failed = [], []
     for file in _progress(files, len(files), "upscale"):
         target = options.output / file.name if folder else options.output
         try:
-            image = to_image(pipe(read_image(file)))
+            image = pipe.picture(read_image(file), tiling, options.colour)
             with replacing(target) as temporary:
                 image.save(
                     temporary, **({"quality": 95} if target.suffix.lower() in (".jpg", ".jpeg", ".webp") else {})
@@ -215,6 +223,15 @@ def upscale(options) -> tuple[int, dict]:
         print(f"error: {row['error']}", file=sys.stderr)
     label = "simulated" if options.quantized else "float"
     return int(bool(failed)), {"model": pipe.name, "label": label, "images": done, "failed": failed}
+
+
+def _tiling(tile: int | None, overlap: int | None, pipe):
+    """What --tile and --overlap mean: "auto" without them, None for --tile 0."""
+    from .tiling import Tiling
+
+    if tile == 0:
+        return None
+    return "auto" if tile is overlap is None else Tiling(pipe.tiling.tile if tile is None else tile, overlap)
 
 
 def calibrate(options) -> tuple[int, dict]:

@@ -107,6 +107,7 @@ class Calibration:
         self.pipe.history = {
             "method": self.method.name, "pairs": len(self.inputs), "epochs": self.epochs, "batch": self.batch,
             "seed": self.seed, "rates": dict(self.rates),
+            "tile": max(max(x.shape[-2:]) for x in self.inputs) // self.pipe.factor,
         }  # fmt: skip
 
     def _run_stage(self, stage: Stage) -> Iterator[dict]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .colour import fixed, require_fix
 from .compat import torchvision_importable
-from .data import to_image, to_tensor, upsample
+from .data import to_tensor, upsample
 from .files import write_json, write_tensors
+from .norms import SharedNorms
+from .tiling import Tiling, cropped, enlarged, image_of, in_tiles, padded, tensor_of, thumbnail
 
 CONFIG = "passionsr.json"
 EMBEDDING = "prompt_embedding.safetensors"
+WHOLE = 2**30  # bytes beside the weights: what a small laptop stands
 
 
 class OneStepSR(nn.Module):
@@ -81,20 +86,81 @@ class OneStepSR(nn.Module):
     # -- pictures in, pictures out --------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+    def forward(
+        self, image: Image.Image | Tensor, tiling: Tiling | str | None = "auto", colour: str = "nofix"
+    ) -> Image.Image | Tensor:
         """Super-resolves a PIL image, or a tensor (3, H, W) or (B, 3, H, W) in [0, 1]; the same kind comes out, ×4.
 
         Any size from 1x1 works: the border is repeated up to what the network divides by, then cut off again.
-        Raises `ValueError` for what `data.to_tensor` refuses.
+
+        Args:
+            image: the LR picture.
+            tiling: how a large picture is cut, None for never, or "auto": `self.tiling` for what `self.fits_whole`
+                says no to.  In tiles, only the output grows with the picture's height; what a PIL image takes beside
+                its 8-bit output is one row of tiles.
+            colour: "adain" (OSEDiff's default), "wavelet" or "nofix", against the enlarged LR picture.
+
+        Raises:
+            ValueError: for what `data.to_tensor` refuses, and another `tiling` or `colour`.
         """
         lr = to_tensor(image)
-        batch = (lr if lr.ndim == 4 else lr[None]).to(self.prompt_embedding.device)
-        condition = self.prompt(batch) if self.prompt is not None else None
-        out = self.restore(self.prepare(batch), condition) / 2 + 0.5
-        out = out[..., : batch.shape[-2] * self.upscale, : batch.shape[-1] * self.upscale].clamp(0, 1)
         if isinstance(image, Image.Image):
-            return to_image(out[0])
-        return out.to(image.device) if image.ndim == 4 else out[0].to(image.device)
+            return self.picture(lr, tiling, colour)
+        batch = lr if lr.ndim == 4 else lr[None]
+        size = [n * self.upscale for n in batch.shape[-2:]]
+        out = tensor_of(self.strips(batch, tiling, colour), (len(batch), 3, *size))
+        return (out if lr.ndim == 4 else out[0]).to(image.device)
+
+    def picture(self, lr: Tensor, tiling: Tiling | str | None = "auto", colour: str = "nofix") -> Image.Image:
+        """LR (3, H, W) in [0, 1] -> an 8-bit PIL image; arguments and errors as for a call."""
+        strips = self.strips(lr[None], tiling, colour, torch.float16)
+        return image_of(strips, *(n * self.upscale for n in lr.shape[-2:]))
+
+    @torch.no_grad()
+    def strips(self, lr: Tensor, tiling="auto", colour="nofix", keep=torch.float32) -> Iterator[Tensor]:
+        """The output for LR (B, 3, h, w) in [0, 1] as strips (B, 3, *, 4w) in [0, 1], from top to bottom, as they come.
+
+        `keep` is how "adain", which must see the whole picture before it changes any of it, holds it meanwhile.
+        """
+        require_fix(colour)
+        tiling = self._tiling(tiling, len(lr) * lr.shape[-2], lr.shape[-1])
+        size, device = [n * self.upscale for n in lr.shape[-2:]], self.prompt_embedding.device
+        condition = self.prompt(lr.to(device)) if self.prompt is not None else None
+        if tiling is None:
+            strips = [self.restore(self.prepare(lr.to(device)), condition)]
+        else:
+            whole = [n + -n % self.multiple for n in size]
+            x = (strip.to(device) * 2 - 1 for strip in padded(enlarged(lr, self.upscale), *whole))
+            steps = self.encode, lambda z: self.denoise(z, condition), self.decode
+            if tiling.shared:
+                small = self.prepare(thumbnail(lr, tiling.tile * self.factor // self.upscale).to(device))
+                norms = SharedNorms(self, lambda: self.restore(small, condition))
+                steps = map(norms.using, steps)
+            strips = in_tiles(x, *whole, tiling, *steps, self.factor, self.multiple // self.factor)
+        strips = ((strip / 2 + 0.5).clamp(0, 1) for strip in cropped(strips, *size))
+        yield from fixed(strips, enlarged(lr, self.upscale), colour, *size, keep)
+
+    def _tiling(self, tiling: Tiling | str | None, height: int, width: int) -> Tiling | None:
+        if tiling == "auto":
+            return None if self.fits_whole(height, width) else self.tiling
+        if tiling is not None and not isinstance(tiling, Tiling):
+            raise ValueError(f"tiling is 'auto', None or a Tiling, not {tiling!r}.")
+        return tiling
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tiles that "auto" takes."""
+        return Tiling()
+
+    def fits_whole(self, height: int, width: int) -> bool:
+        """Whether an LR picture of this size needs no tiles: it is within one, or takes less than `WHOLE` bytes.
+
+        The most is held where the decoder has the image's size and not yet its fewest channels: measured on the
+        embedded model, eight such tensors at once.
+        """
+        pixels = height * width * self.upscale**2
+        channels = self.vae.config.block_out_channels[:2][-1]
+        return pixels <= (self.tiling.tile * self.factor) ** 2 or 8 * 4 * channels * pixels <= WHOLE
 
     def prepare(self, lr: Tensor) -> Tensor:
         """LR (B, 3, h, w) in [0, 1] -> bicubic ×4 in [-1, 1], its border repeated to a multiple of `self.multiple`."""

@@ -20,6 +20,7 @@ from .files import write_json, write_tensors
 from .layers import MODES, QuantAttention, Quantized, QuantLayer
 from .model import OneStepSR
 from .quantizer import BoundaryQuantizer
+from .tiling import Tiling
 from .transform import EquivalentTransform
 
 TENSORS, DESCRIPTION = "quantized.safetensors", "quantized.json"
@@ -37,6 +38,11 @@ class QuantizedSR(OneStepSR):
         self.sources = dict(pipe.sources)
         self.recipe = recipe
         self.history: dict = {}  # how it was calibrated; saved beside the tensors
+
+    @property
+    def tiling(self) -> Tiling:
+        """Tiles of the size that it was calibrated on: what "auto" takes for large pictures."""
+        return Tiling(self.history["tile"]) if "tile" in self.history else super().tiling
 
 
 def parts(pipe: OneStepSR) -> dict[str, dict[str, nn.Module]]:

@@ -16,6 +16,7 @@ from passionsr_lab.calibrate import Calibration
 from passionsr_lab.config import METHODS
 from passionsr_lab.data import read_image, to_image
 from passionsr_lab.surgery import DESCRIPTION, TENSORS, load
+from passionsr_lab.tiling import Tiling
 
 PICTURES = {"a.png": (9, 7), "b.jpg": (16, 11), "c.bmp": (1, 1), "d.TIF": (5, 3), "e.webp": (12, 8)}
 
@@ -82,6 +83,25 @@ def test_a_folder_comes_out_under_the_same_names_four_times_as_large(cli, folder
         assert row["output"].endswith(name) and (row["width"], row["height"]) == (4 * w, 4 * h)
         with Image.open(tmp_path / "out" / name) as image:
             assert image.size == (4 * w, 4 * h)
+
+
+@pytest.mark.parametrize(("options", "tiling"), [
+    (["--tile", 8, "--overlap", 2], Tiling(8, 2)), (["--tile", 8], Tiling(8)), (["--overlap", 3], Tiling(64, 3)),
+    (["--tile", 0], None), ([], "auto"),
+])  # fmt: skip
+@pytest.mark.parametrize("colour", ["adain", "wavelet", "nofix"])
+def test_tiles_and_colours_are_options(cli, folder, model, tmp_path, options, tiling, colour):
+    code, _, err = cli("upscale", folder / "a.png", tmp_path / "x.png", "--model", model, *options, "--colour", colour)
+    assert code == 0 and err == ""
+    expected = load(model).picture(read_image(folder / "a.png"), tiling, colour)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), np.asarray(expected))
+
+
+@pytest.mark.parametrize("wrong", [["--tile", -1], ["--tile", 8, "--overlap", 8], ["--colour", "sepia"]])
+def test_tiles_and_colours_that_cannot_be_are_refused(cli, folder, model, tmp_path, wrong):
+    code, out, err = cli("upscale", folder, tmp_path / "out", "--model", model, *wrong)
+    assert code == 2 and out == "" and one_sentence(err)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_picture_is_what_the_library_makes_of_it(cli, folder, model, pipe, tmp_path):

@@ -15,10 +15,14 @@ HEAVY = ("matplotlib", "seaborn", "ipywidgets", "IPython", "pyiqa", "diffusers",
 
 # The layers from the ground up; a module imports only from layers below its own.  `plots` and `widgets` are packages.
 LAYERS = (
-    {"config", "quantizer", "transform", "compat", "files", "data", "memory", "running", "protocols"},
+    {
+        *("config", "quantizer", "transform", "compat", "files", "data", "memory", "norms", "running", "artefacts"),
+        "protocols",
+    },
     {"checkpoint", "ldm", "tags", "weights"},
     {"iqa", "datasets", "pairs"},
-    {"layers", "metrics", "prompt", "tables", "notebooks", "plots"},
+    {"layers", "metrics", "prompt", "tables", "notebooks", "plots", "tiling"},
+    {"colour"},
     {"model", "text"},
     {"train", "sd21"},
     {"pretrained"},
