@@ -15,7 +15,7 @@ HEAVY = ("matplotlib", "seaborn", "ipywidgets", "IPython", "pyiqa", "diffusers",
 
 # The layers from the ground up; a module imports only from layers below its own.  `plots` and `widgets` are packages.
 LAYERS = (
-    {"config", "quantizer", "transform", "compat", "files", "data", "memory", "running"},
+    {"config", "quantizer", "transform", "compat", "files", "data", "ldm", "memory", "running"},
     {"layers", "metrics", "prompt", "tables", "notebooks", "plots"},
     {"model"},
     {"surgery", "train", "sd21"},
