@@ -17,10 +17,10 @@ HEAVY = ("matplotlib", "seaborn", "ipywidgets", "IPython", "pyiqa", "diffusers",
 LAYERS = (
     {"config", "quantizer", "transform", "compat", "files", "data", "ldm", "memory", "running"},
     {"layers", "metrics", "prompt", "tables", "notebooks", "plots"},
-    {"model"},
+    {"model", "official_layers"},
     {"surgery", "train", "sd21"},
-    {"calibrate", "observe", "propagation", "cost"},
-    {"sensitivity", "sweep"},
+    {"calibrate", "observe", "propagation", "cost", "official_convert"},
+    {"sensitivity", "sweep", "official"},
     {"widgets"},
     {"passionsr_lab", "__main__"},
 )
