@@ -140,6 +140,10 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
             raise ValueError("The files do not say for how many bits they are; give the recipe, for example W8A8.")
         bits = named.pop()
     base = recipe(bits) if isinstance(bits, str) else bits
+    for r in released if isinstance(bits, Recipe) else ():
+        if r.split != base.splits(f"{r.part}."):
+            count, said = ("two", "one") if r.split else ("one", "two")
+            raise ValueError(f"{r.file} has {count} quantizers per layer, and the recipe (split) says {said}.")
     return replace(
         base, name=f"{base.name.removesuffix(' official')} official", numerics="official", **OFFICIAL,
         modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),

@@ -17,11 +17,11 @@ HEAVY = ("matplotlib", "seaborn", "ipywidgets", "IPython", "pyiqa", "diffusers",
 LAYERS = (
     {"config", "quantizer", "transform", "compat", "files", "data", "ldm", "memory", "running"},
     {"layers", "metrics", "prompt", "tables", "notebooks", "plots"},
-    {"model", "official_layers"},
+    {"model", "official_config", "official_layers"},
     {"surgery", "train", "sd21"},
     {"calibrate", "observe", "propagation", "cost", "official_convert"},
     {"sensitivity", "sweep", "official"},
-    {"widgets"},
+    {"widgets", "official_files"},
     {"passionsr_lab", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
