@@ -85,7 +85,7 @@ def read(file: str | Path) -> Released:
     except FileNotFoundError:
         raise ValueError(f"There is no file {file}.") from None
     except Exception as error:  # pickle, zip and torch each raise their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{file} is not a file of tensors that can be read without running its code: {reason}"
         ) from None
@@ -143,7 +143,7 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
     for r in released if isinstance(bits, Recipe) else ():
         if r.split != base.splits(f"{r.part}."):
             count, said = ("two", "one") if r.split else ("one", "two")
-            raise ValueError(f"{r.file} has {count} quantizers per layer, and the recipe (split) says {said}.")
+            raise ValueError(f"Quantizers per layer: {count} in {r.file}, but {said} in the recipe (split).")
     return replace(
         base, name=f"{base.name.removesuffix(' official')} official", numerics="official", **OFFICIAL,
         modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),
