@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .config import KEEP, OFFICIAL, Recipe, recipe
 
-_MODEL = "the model is the one that --model names"
+_MODEL = "weights are found by --model (default here: osediff)"
 _UNREAD = "the released code does not read it either"
 _RATE = "rates are relative to ranges here, and fall by a cosine"
 _BLOCK = {  # of Unet and Vae: None marks what is used
@@ -28,7 +28,7 @@ _BASIC = {
     **dict.fromkeys(("lora_weights_path", "pretrained_model_name_or_path", "config", "ckpt", "context_embedding_path",
                      "merge_lora"), _MODEL),
 }  # fmt: skip
-TILES = ("vae_encoder_tiled_size", "vae_decoder_tiled_size", "latent_tiled_size", "latent_tiled_overlap")
+_TILE = "encoder and decoder run in the UNet's tiles"
 _STAGES = ("Unet_train", "encoder_train", "decoder_train")
 
 
@@ -63,7 +63,8 @@ KEYS = {  # by command
         "scale": _UNREAD,
         "basic_config.seed": "nothing is drawn at random",
         "basic_config.process_size": "pictures of any size are taken as they are",
-        **_under("tile_config", dict.fromkeys(TILES)),
+        **_under("tile_config", {"latent_tiled_size": None, "latent_tiled_overlap": None,
+                                 "vae_encoder_tiled_size": _TILE, "vae_decoder_tiled_size": _TILE}),
         "quantize_config.Unet.quant_ckpt": None,
         "quantize_config.Vae.quant_ckpt": None,
     },
@@ -178,22 +179,22 @@ class _Reader:
             told = ", ".join(f"{stage}.cali_epochs {n}" for stage, n in zip(own, epochs))
             raise ValueError(f"quantize_config has different epochs ({told}); here all stages have as many.")
         return {
-            "recipe": self._recipe(blocks), "method": "passionsr", "images": self._get("cali_img_path", str),
+            "model": "osediff", "recipe": self._recipe(blocks), "method": "passionsr",
+            "images": self._get("cali_img_path", str), "pairs": None,
             "out": Path(self._get("quantize_config.output_modelpath", str)), "epochs": epochs[0], "batch": 1,
-            "pairs": None, "seed": self._get("basic_config.seed", int, 42),
+            "seed": self._get("basic_config.seed", int, 42),
             "size": self._get("basic_config.process_size", int, 512),
         }  # fmt: skip
 
     def _upscale(self, blocks: list[str]) -> dict:
         quantize = self._get("quantize_config.quantize", bool)
         files = [Path(self._get(f"quantize_config.{b}.quant_ckpt", str)) for b in blocks] if quantize else []
-        dataset = self._get("dataset", str, "")
-        tile = {key: self._get(f"tile_config.{key}", int, None) for key in TILES}
+        taken = {"colour": ("basic_config.align_method", str), "tile": ("tile_config.latent_tiled_size", int),
+                 "overlap": ("tile_config.latent_tiled_overlap", int)}  # fmt: skip
         return {
-            "output": Path(self._get("out_dir", str)) / dataset, "released": files,
-            "recipe": self._recipe(blocks) if quantize else None,
-            "colour": self._get("basic_config.align_method", str, "adain"),
-        } | {key: value for key, value in tile.items() if value is not None}  # fmt: skip
+            "model": "osediff", "released": files, "recipe": self._recipe(blocks) if quantize else None,
+            "output": Path(self._get("out_dir", str)) / self._get("dataset", str, ""),
+        } | {name: self._get(key, kind) for name, (key, kind) in taken.items() if key in self.values}  # fmt: skip
 
     def _recipe(self, blocks: list[str]) -> Recipe:
         """W6A6 for the blocks' bits; a VAE of its own bits is an exception to the UNet's."""

@@ -139,7 +139,7 @@ class OfficialAttention(QuantAttention):
         self.transform_v = TokenScale()
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
-        """softmax(q k^T scale + mask) v for (B, N, C) inputs, quantized."""
+        """softmax(q k^T scale) v for (B, N, C) inputs, quantized, in chunks of queries; there is no mask."""
         tokens = self.transform_v.factor
         if not len(tokens):
             raise RuntimeError(f"{self.name} has no scales yet: read a released file into the model (official).")
@@ -151,9 +151,12 @@ class OfficialAttention(QuantAttention):
         q, k = q / self.transform_qk.scale, k * self.transform_qk.scale
         q, k, v = (self.quantizers[key](x) for key, x in zip("qkv", (q, k, v / self.transform_v.scale)))
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
-        scores = q @ k.transpose(-1, -2) * scale
-        p = (scores if mask is None else scores + mask.unflatten(0, (-1, heads))).softmax(-1)
-        return (self.quantizers["p"](p * tokens) @ v).transpose(1, 2).flatten(2)
+        rows = max(1, 2**23 // (k.shape[0] * heads * k.shape[2]))
+        return torch.cat([self._attend(part, k, v, scale) for part in q.split(rows, 2)], 2).transpose(1, 2).flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+        p = (q @ k.transpose(-1, -2) * scale).softmax(-1)
+        return self.quantizers["p"](p * self.transform_v.factor) @ v
 
     @torch.no_grad()
     def derive_range(self) -> None:

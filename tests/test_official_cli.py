@@ -233,6 +233,18 @@ def test_upscale_takes_an_inference_file(cli, yaml, model, files, tmp_path):
     assert "warning:" in err and "basic_config.lora_weights_path" in err
 
 
+def test_an_inference_file_names_tiles_colours_and_files(yaml):
+    config = read(yaml(INFERENCE, align="wavelet"), "upscale")
+    o = config.options
+    assert (o["tile"], o["overlap"], o["colour"], o["model"]) == (64, 32, "wavelet", "osediff")
+    assert o["released"] == [Path("u.pth"), Path("v.pth")] and o["output"] == Path("results/W6A6/RealSR")
+    assert o["recipe"].name == "W6A6" and "tile_config.vae_decoder_tiled_size" in config.unused
+    plain = read(yaml(INFERENCE, ("quantize: True", "quantize: False")), "upscale").options
+    assert plain["released"] == [] and plain["recipe"] is None
+    with pytest.raises(ValueError, match="is a file for `calibrate`, not for `upscale`"):
+        read(yaml(UV), "upscale")
+
+
 def test_files_of_another_split_than_the_yaml_says_are_refused(cli, yaml, model, files, tmp_path):
     file = yaml(INFERENCE, ("split: True", "split: False"), out=tmp_path, unet=files[0], vae=files[1])
     code, out, err = cli("upscale", pictures(tmp_path / "in", 1) / "lr", "--config_file", file, "--model", model)
