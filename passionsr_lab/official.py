@@ -11,6 +11,7 @@ tensor of the file has its place and every place its tensor.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +82,9 @@ def read(file: str | Path) -> Released:
     """
     file = Path(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of pickle protocols
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"There is no file {file}.") from None
     except Exception as error:  # pickle, zip and torch each raise their own

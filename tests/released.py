@@ -58,7 +58,7 @@ def _layer(module, weight, conv, bias, parts):
     out, channels = weight.shape[:2]
     axes = (1, 1) if conv else ()
     file = {f"{module}.scale_factor": torch.empty(1, channels, *axes).uniform_(0.5, 4)}
-    file[f"{module}.offset"] = torch.empty(1, channels, *axes).uniform_(-0.02, 0.02)
+    file[f"{module}.offset"] = torch.empty(1, channels, *axes).uniform_(-0.3, 0.3)
     ranges = {f"{kind}_quantizer_{i}": shape for i in range(parts) for kind, shape in (("weight", (out, 1, *axes)),
                                                                                        ("act", ()))}  # fmt: skip
     for name, shape in (ranges | ({"bias_quantizer": ()} if bias else {})).items():
