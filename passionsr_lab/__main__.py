@@ -18,8 +18,8 @@ from .protocols import PROTOCOLS
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; 0 if all went well, 1 if some images failed, 2 for an error that is told in one sentence."""
-    options = parser().parse_args(arguments)
     try:
+        options = _read_options(arguments)
         code, result = options.run(options)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -33,6 +33,26 @@ def main(arguments: list[str] | None = None) -> int:
         for key, value in result.items():
             print(f"{key}: {_plain(value)}")
     return code
+
+
+def _read_options(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; those that are not given come from `--config_file`, where there is one."""
+    top = parser()
+    options = top.parse_args(arguments)
+    if getattr(options, "config_file", None):
+        from .official_config import read
+
+        config = read(options.config_file, options.run.__name__)
+        known = {key: value for key, value in config.options.items() if key in vars(options)}
+        options.parser.set_defaults(**known)
+        options = top.parse_args(arguments)
+        options.config, missed = config, [key for key in config.options if key not in known]
+        for line in [*config.warnings, *([f"{', '.join(missed)}: this command has no such options"] if missed else [])]:
+            print(f"warning: {options.config_file}: {line}", file=sys.stderr)
+    missing = [name for name in getattr(options, "needed", ()) if getattr(options, name) is None]
+    if missing:
+        options.parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return options
 
 
 def _plain(value) -> str:
@@ -50,29 +70,36 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, name: str, description: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=description, description=description)
+    def command(run, name: str, description: str, examples: str = "") -> argparse.ArgumentParser:
+        looks = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": examples and f"examples:{examples}"}
+        sub = commands.add_parser(name, help=description, description=description, **looks)
         sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
-    up = command(upscale, "upscale", "Super-resolve a picture or a folder of pictures, exactly x4.")
+    up = command(upscale, "upscale", "Super-resolve a picture or a folder of pictures, exactly x4.", UPSCALE)
     up.add_argument("input", type=Path, help="a picture or a folder")
-    up.add_argument("output", type=Path, help="the picture to write, or a folder for the same names")
+    up.add_argument("output", type=Path, nargs="?", help="the picture to write, or a folder for the same names")
     up.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
-    up.add_argument("--quantized", type=Path, help="a folder that `calibrate` wrote")
+    up.add_argument("--quantized", type=Path, help="a folder that `calibrate` or `convert` wrote")
     up.add_argument("--tile", type=int, help="edge of tiles in latent pixels, 0 for none (default: by need)")
     up.add_argument("--overlap", type=int, help="what tiles share, in latent pixels (default: a quarter of a tile)")
     up.add_argument("--colour", default="nofix", help="adain, wavelet or nofix (default: %(default)s)")
+    up.add_argument("--config_file", type=Path, metavar="YAML", help="an inference file of PassionSR's own code")
+    up.set_defaults(needed=("output",), released=[], recipe=None)
 
-    cal = command(calibrate, "calibrate", "Quantize a model and calibrate it; a stopped run goes on where it was.")
+    cal = command(
+        calibrate, "calibrate", "Quantize a model and calibrate it; a stopped run goes on where it was.", CALIBRATE
+    )
     cal.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
     cal.add_argument("--recipe", default="W6A6", help="bits of weights and activations (default: %(default)s)")
     cal.add_argument("--method", default="passionsr", choices=list(METHODS), help="(default: %(default)s)")
     cal.add_argument(
         "--images", default="bundled", help="photographs, or a folder with lr/ and hr/ (default: scikit-image's)"
     )
-    cal.add_argument("--out", type=Path, required=True, help="where the quantized model is written")
+    cal.add_argument("--out", type=Path, help="where the quantized model is written")
+    cal.add_argument("--config_file", type=Path, metavar="YAML", help="a PTQ file of PassionSR's own code")
+    cal.set_defaults(needed=("out",))
     cal.add_argument("--pairs", type=int, default=32, help="pairs to calibrate on (default: %(default)s)")
     cal.add_argument(
         "--size", type=int, default=128, help="HR pixels of a crop, and of the tiles it is for (default: %(default)s)"
@@ -80,6 +107,17 @@ def parser() -> argparse.ArgumentParser:
     cal.add_argument("--epochs", type=int, default=4, help="passes over the pairs per stage (default: %(default)s)")
     cal.add_argument("--batch", type=int, default=4, help="pairs per step (default: %(default)s)")
     cal.add_argument("--seed", type=int, default=0, help="of crops, degradation and order (default: %(default)s)")
+
+    con = command(convert, "convert", "PassionSR's released calibration files to this library's, and back.", CONVERT)
+    con.add_argument("files", nargs="+", type=Path, help="a UNet file, a VAE file or both; with --from lab a folder")
+    con.add_argument("--from", dest="source", choices=("official", "lab"), default="official", help="what they are")
+    con.add_argument("--model", required=True, help="a model, or 'sd21': the architecture alone, without weights")
+    con.add_argument("--out", type=Path, required=True, help="where the converted model, or the files, are written")
+    con.add_argument("--recipe", help="bits of weights and activations (default: as in a file's name)")
+    con.add_argument(
+        "--numerics", choices=("official", "paper"), default="official",
+        help="the released code's arithmetic, or this library's with its corrections (default: %(default)s)",
+    )  # fmt: skip
 
     cmp = command(compare, "compare", "The ablation: methods x recipes on pictures that were not calibrated on.")
     cmp.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
@@ -156,6 +194,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+UPSCALE = """
+  python -m passionsr_lab upscale photo.png photo_x4.png
+  python -m passionsr_lab upscale photographs/ out/ --quantized w6a6
+  python -m passionsr_lab upscale lr/ --model sd21_osediff/ --config_file saw_U_W6A6_V_W6A6.yaml"""
+CALIBRATE = """
+  python -m passionsr_lab calibrate --recipe W6A6 --images photographs/ --out w6a6
+  python -m passionsr_lab calibrate --recipe W4A8 --method lbq --epochs 2 --out w4a8 --json
+  python -m passionsr_lab calibrate --model sd21_osediff/ --config_file saw_U_W6A6_V_W6A6.yaml --out w6a6
+Ctrl-C stops between two steps; the same command goes on there, and gives what an uninterrupted run gives."""
+CONVERT = """
+  python -m passionsr_lab convert --from official vae_ckpt_merge_saw_sep_W8A8.pth --model sd21 --out w8a8
+  python -m passionsr_lab convert --from official unet.pth vae.pth --recipe W6A6 --model sd21_osediff/ --out w6a6
+  python -m passionsr_lab convert --from lab w6a6 --model sd21_osediff/ --out PTQ"""
+
+
 def _progress(items: Iterable, total: int | None = None, what: str = "") -> Iterator:
     from tqdm import tqdm
 
@@ -201,7 +254,12 @@ def upscale(options) -> tuple[int, dict]:
     if options.input.resolve() == options.output.resolve():
         raise ValueError(f"The output would overwrite the input {options.input}; give another path.")
     pipe = load(options.model)
-    pipe = load(options.quantized, pipe) if options.quantized else pipe
+    if options.quantized:
+        pipe = load(options.quantized, pipe)
+    elif options.released:
+        from .official import load as released
+
+        pipe = released(pipe, options.released, options.recipe)
     tiling = _tiling(options.tile, options.overlap, pipe)
     files = image_files(options.input) if folder else [options.input]
     done, failed = [], []
@@ -221,7 +279,7 @@ def upscale(options) -> tuple[int, dict]:
         done.append({"input": str(file), "output": str(target), "width": image.width, "height": image.height})
     for row in failed:
         print(f"error: {row['error']}", file=sys.stderr)
-    label = "simulated" if options.quantized else "float"
+    label = "simulated" if options.quantized or options.released else "float"
     return int(bool(failed)), {"model": pipe.name, "label": label, "images": done, "failed": failed}
 
 
@@ -241,6 +299,7 @@ def calibrate(options) -> tuple[int, dict]:
 
     start = time.perf_counter()
     quantized = quantize(load(options.model), options.recipe)
+    recipe = quantized.recipe.name
     pairs = _pairs(options.images, options.pairs, options.size, options.seed)
     work = Calibration(quantized, pairs, options.method, options.epochs, options.batch, options.seed)
     checkpoint = options.out / "unfinished.pt"
@@ -248,9 +307,9 @@ def calibrate(options) -> tuple[int, dict]:
         work.resume(checkpoint)
     saved, peak = time.monotonic(), 0
     with _stopping() as stopped:
-        for record in _progress(work.run(), work.total, f"{options.method} {options.recipe}"):
+        for record in _progress(work.run(), work.total, f"{options.method} {recipe}"):
             peak = max(peak, record["peak_bytes"])
-            if stopped() or time.monotonic() - saved > 60:
+            if stopped() or record["event"] == "end" or time.monotonic() - saved > 60:
                 work.save(checkpoint)
                 saved = time.monotonic()
             if stopped():
@@ -259,11 +318,20 @@ def calibrate(options) -> tuple[int, dict]:
     checkpoint.unlink(missing_ok=True)
     stages = [{"module": r["module"], "stage": r["stage"], "first": r["first"], "last": r["loss"]} for r in work.ends]
     result = {
-        "model": quantized.name, "label": quantized.label, "recipe": options.recipe, "method": options.method,
+        "model": quantized.name, "label": quantized.label, "recipe": recipe, "method": options.method,
         "pairs": len(pairs), "seed": options.seed, "losses": stages, "seconds": time.perf_counter() - start,
         "peak_bytes": peak, "out": str(options.out),
     }  # fmt: skip
     return 0, result
+
+
+def convert(options) -> tuple[int, dict]:
+    """`convert --from official FILES --model M --out DIR`, and `--from lab FOLDER` the other way."""
+    from .official_files import export_folder, import_files
+
+    if options.source == "official":
+        return 0, import_files(options.files, options.model, options.out, options.recipe, options.numerics)
+    return 0, export_folder(options.files, options.model, options.out)
 
 
 def compare(options) -> tuple[int, dict]:

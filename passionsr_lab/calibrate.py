@@ -63,6 +63,10 @@ class Calibration:
             raise ValueError("Calibration needs at least one pair of images.")
         if epochs < 1 or batch < 1:
             raise ValueError(f"epochs and batch are at least 1, not {epochs} and {batch}.")
+        if pipe.recipe.numerics == "official":
+            raise ValueError(
+                'Recipes with numerics="official" run released files; calibrate one with numerics="paper".'
+            )
         self.pipe, self.method, self.rates = pipe, METHODS[method], rates
         self.epochs, self.batch, self.seed = epochs, batch, seed
         self.stages = [s for s in self.method.stages if s.module == "all" or s.module in pipe.recipe.modules]

@@ -26,13 +26,15 @@ class Recipe:
         name: shown in tables.
         weight_bits, act_bits: 2 to 8 (up to 16 for checks); weights per output channel, activations per tensor.
         zero_point: "integer" (0 exactly on the grid, runs in integers) or "real" (the paper's Eq. 3).
-        split: two quantizers per layer, one for each half of the input channels.
+        split: two quantizers per layer, one for each half of the input channels: everywhere, or in the layers whose
+            names match one of the patterns given.
         alpha, beta: exponents of LET's start, amax|x|^alpha / amax|w|^beta; SmoothQuant's are (a, 1 - a), the
             official PassionSR configuration has 0.3 and 0.3.
         shift: whether LET also learns a shift; `centre` starts it at the middle of each channel's range.
-        attention: whether the two attention products are quantized.
+        attention: whether the two attention products are quantized: everywhere, or where a pattern matches.
         modules: what is quantized; ("unet",) is PassionSR-U, all three are PassionSR-UV.
         keep: (name pattern, bits) pairs; the last pattern that matches a layer's name decides its bits.
+        numerics: "paper", or "official": the released code's own arithmetic, for its own files (`official`).
 
     Example:
         >>> W6A6.kept("vae.decoder.up_blocks.3*", bits=8).bits("vae.decoder.up_blocks.3.resnets.0.conv1")
@@ -43,14 +45,15 @@ class Recipe:
     weight_bits: int
     act_bits: int
     zero_point: str = "integer"
-    split: bool = False
+    split: bool | tuple[str, ...] = False
     alpha: float = 0.5
     beta: float = 0.5
     shift: bool = True
     centre: bool = False
-    attention: bool = True
+    attention: bool | tuple[str, ...] = True
     modules: tuple[str, ...] = MODULES
     keep: tuple[tuple[str, int], ...] = field(default=KEEP)
+    numerics: str = "paper"
 
     def __post_init__(self):
         for bits in (self.weight_bits, self.act_bits, *(b for _, b in self.keep)):
@@ -58,6 +61,8 @@ class Recipe:
                 raise ValueError(f"A recipe has whole bits from 2 to 16, not {bits!r}.")
         if self.zero_point not in ("integer", "real"):
             raise ValueError(f"zero_point is 'integer' or 'real', not {self.zero_point!r}.")
+        if self.numerics not in ("paper", "official"):
+            raise ValueError(f"numerics is 'paper' or 'official', not {self.numerics!r}.")
         unknown = set(self.modules) - set(MODULES)
         if unknown or not self.modules:
             raise ValueError(f"modules are some of {MODULES}, not {self.modules}.")
@@ -66,6 +71,14 @@ class Recipe:
         """(weight bits, activation bits) of the layer with this name."""
         kept = [bits for pattern, bits in self.keep if fnmatchcase(layer, pattern)]
         return (kept[-1], kept[-1]) if kept else (self.weight_bits, self.act_bits)
+
+    def splits(self, layer: str) -> bool:
+        """Whether the layer with this name has two quantizers."""
+        return _applies(self.split, layer)
+
+    def products(self, attention: str) -> bool:
+        """Whether the products of the attention with this name are quantized."""
+        return _applies(self.attention, attention)
 
     def kept(self, *patterns: str, bits: int = 8) -> Recipe:
         """The same recipe with more exceptions."""
@@ -80,9 +93,14 @@ class Recipe:
         """The inverse of `to_dict`; `ValueError` names unknown or missing keys."""
         try:
             values = values | {"modules": tuple(values["modules"]), "keep": tuple((p, b) for p, b in values["keep"])}
-            return cls(**values)
+            patterns = {k: tuple(values[k]) for k in ("split", "attention") if isinstance(values.get(k), list)}
+            return cls(**values | patterns)
         except (KeyError, TypeError) as error:
             raise ValueError(f"These are not the values of a recipe: {error}.") from None
+
+
+def _applies(setting: bool | tuple[str, ...], name: str) -> bool:
+    return setting if isinstance(setting, bool) else any(fnmatchcase(name, pattern) for pattern in setting)
 
 
 W8A8 = Recipe("W8A8", 8, 8)

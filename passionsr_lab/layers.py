@@ -66,7 +66,7 @@ class QuantLayer(Quantized):
         self.conv = isinstance(layer, nn.Conv2d)
         self.dim = 1 if self.conv else -1
         channels = layer.in_channels if self.conv else layer.in_features
-        parts = 2 if recipe.split and channels > 1 and not (self.conv and layer.groups > 1) else 1
+        parts = 2 if recipe.splits(name) and channels > 1 and not (self.conv and layer.groups > 1) else 1
         self.sizes = [channels - channels // 2, channels // 2] if parts == 2 else [channels]
         weight_bits, act_bits = recipe.bits(name)
         column = (layer.weight.shape[0],) + (1,) * (layer.weight.ndim - 1)

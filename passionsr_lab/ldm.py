@@ -7,6 +7,7 @@ whole-model file, so that single-file checkpoints and PassionSR's released tenso
 from __future__ import annotations
 
 import re
+from typing import Iterator
 
 PREFIXES = {"model.diffusion_model.": "unet", "first_stage_model.": "vae", "cond_stage_model.model.": "text_encoder"}
 LEVELS, LAYERS = 4, 2  # of both UNet and VAE; the decoders have one layer more per level
@@ -102,3 +103,44 @@ def _inside(head: str, tail: str) -> str:
         if re.match(re.escape(f".{old}") + _END, tail):
             return f".{new}{tail[len(old) + 1 :]}"
     return tail
+
+
+def _ldm_heads() -> Iterator[str]:
+    """Every ldm block whose diffusers name is a head too."""
+    yield from ("input_blocks.0.0", "time_embed.0", "time_embed.2", "out.0", "out.2", "quant_conv", "post_quant_conv")
+    yield from (f"middle_block.{i}" for i in range(3))
+    for n in range(1, LEVELS * _STEP):
+        yield from (f"input_blocks.{n}.0.op",) if n % _STEP == 0 else (f"input_blocks.{n}.0", f"input_blocks.{n}.1")
+    for n in range(LEVELS * _STEP):
+        yield from (f"output_blocks.{n}.0", f"output_blocks.{n}.1")
+    yield from (f"output_blocks.{_STEP * i + LAYERS}.{2 if i else 1}.conv" for i in range(LEVELS - 1))
+    for side, blocks, change in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
+        yield from (f"{side}.{name}" for name in ("conv_in", "conv_out", "norm_out"))
+        yield from (f"{side}.mid.{name}" for name in ("block_1", "attn_1", "block_2"))
+        yield from (f"{side}.{blocks}.{i}.block.{j}" for i in range(LEVELS) for j in range(_STEP))
+        yield from (f"{side}.{blocks}.{i}.{change}.conv" for i in range(LEVELS))
+
+
+def ldm_name(name: str) -> str:
+    """The inverse of `diffusers_name`: the ldm name of a module or tensor of SD2.1's UNet or VAE.
+
+    Raises:
+        ValueError: the name belongs to neither network.
+
+    Example:
+        >>> ldm_name("decoder.up_blocks.0.resnets.0.conv_shortcut.weight")
+        'decoder.up.3.block.0.nin_shortcut.weight'
+    """
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        ours = ".".join(parts[:length])
+        if ours in LDM_HEADS:
+            tail = name[len(ours) :]
+            tables = UNET_BLOCK | VAE_BLOCK | VAE_ATTENTION
+            candidates = [f".{old}{tail[len(new) + 1 :]}" for old, new in tables.items() if tail.startswith(f".{new}")]
+            found = [c for c in (tail, *candidates) if diffusers_name(LDM_HEADS[ours] + c) == name]
+            return LDM_HEADS[ours] + found[-1]
+    raise ValueError(f"{name!r} is not a diffusers name of SD2.1's UNet or VAE.")
+
+
+LDM_HEADS = {diffusers_name(head): head for head in _ldm_heads()}

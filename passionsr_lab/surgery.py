@@ -11,6 +11,7 @@ from typing import Callable, Iterator
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import model, osediff, weights
@@ -19,11 +20,12 @@ from .config import recipe as recipe_named
 from .files import write_json, write_tensors
 from .layers import MODES, QuantAttention, Quantized, QuantLayer
 from .model import OneStepSR
+from .official_layers import OfficialAttention, OfficialLayer
 from .quantizer import BoundaryQuantizer
 from .tiling import Tiling
 from .transform import EquivalentTransform
 
-TENSORS, DESCRIPTION = "quantized.safetensors", "quantized.json"
+TENSORS, DESCRIPTION, NORMS = "quantized.safetensors", "quantized.json", "norms.safetensors"
 
 
 class QuantizedSR(OneStepSR):
@@ -82,11 +84,12 @@ def quantize(pipe: OneStepSR, recipe: Recipe | str) -> QuantizedSR:
 
 
 def _wrap(pipe: QuantizedSR, name: str, layer: nn.Module, recipe: Recipe) -> set[str]:
+    official = recipe.numerics == "official"
     if isinstance(layer, (nn.Linear, nn.Conv2d)):
-        pipe.set_submodule(name, QuantLayer(layer, name, recipe))
+        pipe.set_submodule(name, (OfficialLayer if official else QuantLayer)(layer, name, recipe))
         return {name}
-    if type(layer).__name__ == "Attention" and recipe.attention:
-        layer.set_processor(QuantAttention(layer, name, recipe))
+    if type(layer).__name__ == "Attention" and recipe.products(name):
+        layer.set_processor((OfficialAttention if official else QuantAttention)(layer, name, recipe))
         return {name}
     return set()
 
@@ -164,14 +167,37 @@ def layer_table(pipe: QuantizedSR):
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(pipe: OneStepSR) -> str:
-    """A hash of a full-precision model: names, shapes and a sample of every weight of UNet and VAE."""
-    digest = hashlib.sha256()
+SHAPES = "shapes:"  # what the fingerprint of a model without weights begins with
+
+
+def fingerprint(pipe: OneStepSR, values: bool = True) -> str:
+    """A hash of a full-precision model: names, shapes and a sample of every weight of UNet and VAE.
+
+    Without `values`, and for a model on the "meta" device, of names and shapes only.
+    """
+    digest, values = hashlib.sha256(), values and not pipe.prompt_embedding.is_meta
     for name, tensor in sorted(_float_weights(pipe).items()):
-        flat = tensor.detach().float().cpu().flatten()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(flat[:: max(1, len(flat) // 256)].numpy().tobytes())
-    return digest.hexdigest()
+        if values:
+            flat = tensor.detach().float().cpu().flatten()
+            digest.update(flat[:: max(1, len(flat) // 256)].numpy().tobytes())
+    return digest.hexdigest() if values else SHAPES + digest.hexdigest()
+
+
+def norms(part: nn.Module) -> dict[str, Tensor]:
+    """Weight and bias of every norm in a UNet or VAE."""
+    kinds = (nn.GroupNorm, nn.LayerNorm)
+    found = {name: m for name, m in part.named_modules() if isinstance(m, kinds)}
+    return {f"{name}.{key}": p for name, m in found.items() for key, p in m.named_parameters(recurse=False)}
+
+
+def differing_norms(own: dict[str, Tensor], given: dict[str, Tensor]) -> tuple[float | None, list[str]]:
+    """The largest difference between two sets of norms (None without weights), the names beyond float16's rounding."""
+    if any(p.is_meta for p in own.values()):
+        return None, []
+    apart = {k: (own[k].detach().float().cpu() - v.float().cpu()).abs() for k, v in given.items()}
+    beyond = {k for k, d in apart.items() if (d > 2**-10 * given[k].float().cpu().abs().clamp_min(1)).any()}
+    return max((d.max().item() for d in apart.values()), default=0.0), sorted(beyond)
 
 
 def _float_weights(pipe: OneStepSR) -> dict[str, Tensor]:
@@ -191,9 +217,9 @@ def _state(pipe: OneStepSR) -> dict[str, Tensor]:
     return state
 
 
-def _mark(fingerprint: str, recipe: Recipe) -> str:
+def _mark(fingerprint: str, recipe: dict) -> str:
     """What ties a file of tensors to its description."""
-    return hashlib.sha256(f"{fingerprint}{json.dumps(recipe.to_dict(), sort_keys=True)}".encode()).hexdigest()
+    return hashlib.sha256(f"{fingerprint}{json.dumps(recipe, sort_keys=True)}".encode()).hexdigest()
 
 
 def save(pipe: QuantizedSR, folder: str | Path) -> Path:
@@ -209,7 +235,7 @@ def save(pipe: QuantizedSR, folder: str | Path) -> Path:
     import diffusers
 
     folder, mark = Path(folder), fingerprint(pipe)
-    write_tensors(folder / TENSORS, _state(pipe), {"made_for": _mark(mark, pipe.recipe)})
+    write_tensors(folder / TENSORS, _state(pipe), {"made_for": _mark(mark, pipe.recipe.to_dict())})
     description = {
         "label": pipe.label,
         "model": pipe.name,
@@ -249,13 +275,14 @@ def load(
             made_for = (file.metadata() or {}).get("made_for")
     except Exception as error:
         raise ValueError(f"{folder} is not a complete quantized model: {error}") from error
-    if made_for != _mark(mark, recipe):
+    if made_for != _mark(mark, description["recipe"]):
         raise ValueError(f"{folder} holds the tensors of one calibration and the description of another; copy both.")
     try:
         pipe = _full_precision(name) if pipe is None else pipe
     except ValueError as error:
         raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
-    if fingerprint(pipe) != mark:
+    bare = mark.startswith(SHAPES)
+    if fingerprint(pipe, values=not bare) != mark or (bare and not _norms_fit(folder, pipe)):
         raise ValueError(f"{folder} was calibrated for another model ({name!r}), not for {pipe.name!r}; load that one.")
     quantized = quantize(pipe, recipe)
     load_state(quantized, state)
@@ -271,15 +298,27 @@ def _full_precision(name: str | Path, prompt: bool | str | Path | Callable = Fal
     return model.load(name, prompt)
 
 
+def _norms_fit(folder: Path, pipe: OneStepSR) -> bool:
+    """Whether the norms beside tensors that were made for a model without weights are this model's."""
+    given = load_file(folder / NORMS) if (folder / NORMS).is_file() else {}
+    own = {f"{part}.{k}": v for part in ("unet", "vae") for k, v in norms(getattr(pipe, part)).items()}
+    return given.keys() <= own.keys() and not differing_norms(own, given)[1]
+
+
 def load_state(pipe: QuantizedSR, state: dict[str, Tensor]) -> None:
     """Puts back what `save` took; `ValueError` names the first tensor that is missing, left over or misshapen."""
     own = _state(pipe)
-    wrong = sorted(own.keys() ^ state.keys()) + [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    misshapen = [k for k in own.keys() & state.keys() if own[k].numel() and own[k].shape != state[k].shape]
+    wrong = sorted(own.keys() ^ state.keys()) + misshapen
     if wrong:
         raise ValueError(f"The quantization tensors do not fit the model: {wrong[0]} and {len(wrong) - 1} more differ.")
     with torch.no_grad():
         for key, value in own.items():
-            value.copy_(state[key])
+            if value.numel():
+                value.copy_(state[key])
+            else:  # its size is in the file only: official scales per token
+                owner, _, name = key.rpartition(".")
+                setattr(pipe.get_submodule(owner), name, state[key].to(value.device, copy=True))
 
 
 def state(pipe: QuantizedSR) -> dict[str, Tensor]:
