@@ -22,13 +22,15 @@ def import_files(
     the files'.  Otherwise the norms are compared with the model's here.
     """
     quantized = official.load(sd21() if model == ARCHITECTURE else load(model), files, bits, numerics)
+    if model == ARCHITECTURE:
+        quantized.name = "osediff"  # whose weights, merged into SD2.1's, released files belong to
     save(quantized, out)
     (out / NORMS).unlink(missing_ok=True)
     if quantized.prompt_embedding.is_meta:
         write_tensors(out / NORMS, _own_norms(quantized))
     rows = quantized.history["released"]
     return {
-        "model": quantized.name, "label": quantized.label, "recipe": quantized.recipe.name, "numerics": numerics,
+        "model": model, "label": quantized.label, "recipe": quantized.recipe.name, "numerics": numerics,
         "tensors": sum(row["tensors"] for row in rows), "unmatched": 0, "files": rows,
         "corrections": quantized.history.get("corrections", {}), "out": str(out),
     }  # fmt: skip

@@ -20,7 +20,7 @@ from passionsr_lab import official
 from passionsr_lab.__main__ import main
 from passionsr_lab.config import KEEP
 from passionsr_lab.official_config import KEYS, read
-from passionsr_lab.surgery import TENSORS, load
+from passionsr_lab.surgery import DESCRIPTION, TENSORS, load
 
 BLOCK = """
     quantype: PTQ
@@ -283,6 +283,7 @@ def test_convert_without_weights_fits_the_model_with_the_files_norms_only(cli, m
     monkeypatch.setattr(official_files, "sd21", lambda: bare)
     code, out, err = cli("convert", files[1], "--model", "sd21", "--recipe", "W6A6", "--out", tmp_path / "q", "--json")
     assert code == 0 and json.loads(out)["files"][0]["norm_difference"] is None, err
+    assert json.loads((tmp_path / "q" / DESCRIPTION).read_text())["model"] == "osediff"
     pipe, x = load(model), torch.rand(3, 16, 16)
     assert torch.equal(load(tmp_path / "q", pipe)(x), official.load(pipe, files[1:], "W6A6")(x))
     with pytest.raises(ValueError, match="was calibrated for another model"):
