@@ -83,7 +83,7 @@ parts = pd.DataFrame(
         "parameters": frame.groupby("module", sort=False).parameters.sum() / frame.parameters.sum() * 100,
         "operations": frame.groupby("module", sort=False).macs.sum() / frame.macs.sum() * 100,
     }
-).T
+).T.rename_axis("quantity")
 where = plots.shares(parts, "share (%)", f"Parameters and operations by module, {MODEL} at {SIZE} x {SIZE}")
 plots.save(where, "09_modules", FIGURES)
 where

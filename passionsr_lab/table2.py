@@ -202,7 +202,7 @@ def _cell(out: Path, dataset: str, bits: str, method: str) -> Path:
 
 
 def _finished(cell: Path, head: str) -> bool:
-    return cell.is_file() and cell.open().readline().rstrip("\n") == head
+    return cell.is_file() and cell.read_text().partition("\n")[0] == head
 
 
 def _write_cell(cell: Path, head: str, frame: DataFrame) -> None:
@@ -225,7 +225,7 @@ def scores(plan: Plan, out: str | Path) -> DataFrame:
     for name in names:
         for bits, method in plan.pipelines:
             file = _cell(Path(out), name, bits, method)
-            part = pd.read_csv(file, comment="#", float_precision="round_trip", dtype={"name": str})
+            part = pd.read_csv(file, skiprows=1, float_precision="round_trip", dtype={"name": str})
             place = {"dataset": name, "bits": bits, "method": LABELS.get(method, method)}
             parts.append(part.fillna({"note": ""}).assign(**place))
     frame = pd.concat(parts, ignore_index=True)

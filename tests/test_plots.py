@@ -57,6 +57,7 @@ def records(run="with DQC", modules=("encoder", "unet", "decoder"), steps=40, re
 
 
 SHARES = pd.DataFrame({"encoder": [34, 8.5], "unet": [866, 216], "decoder": [49.5, np.nan]}, ["W32A32", "W8A8"])
+SHARES = SHARES.rename_axis("bits")
 INTERVALS = pd.DataFrame(
     [
         (method, bits, metric, 25 + i, 24 + i, 27 + i)

@@ -21,7 +21,7 @@ def shares(frame: DataFrame, label: str = "", heading: str = "Who pays for what"
 
     Args:
         frame: numbers >= 0; its index names the bars, its columns the segments; missing numbers are 0.
-        label: of the axis.
+        label: of the horizontal axis; the vertical one is called what the index is called.
         heading, width: title and inches.
 
     Raises:
@@ -44,7 +44,12 @@ def shares(frame: DataFrame, label: str = "", heading: str = "Who pays for what"
     for y, total in enumerate(left):
         ax.annotate(f"{total:.4g}", (total, y), (3, 0), textcoords="offset points", va="center", fontsize=6.5)
     ax.set_yticks(range(len(frame)), [str(name) for name in frame.index])
-    ax.set(xlabel=label, ylim=(len(frame) - 0.45, -0.55), xlim=(0, 1.12 * max(left.max(), 1e-12)))
+    ax.set(
+        xlabel=label,
+        ylabel=frame.index.name or "",
+        ylim=(len(frame) - 0.45, -0.55),
+        xlim=(0, 1.12 * max(left.max(), 1e-12)),
+    )
     ax.grid(False, axis="y")
     legend(fig, ax.get_legend_handles_labels()[0])
     title(fig, heading)
@@ -93,7 +98,7 @@ def intervals(
             marks.append(ax.errorbar(x, rows["mean"], spread, **style, ms=4, elinewidth=0.8, label=str(method)))
         bands_between(ax, len(places))
         ax.set_xticks(range(len(places)), [str(place) for place in places])
-        ax.set(ylabel=(labels or {}).get(metric, str(metric)), xlim=(-0.5, len(places) - 0.5))
+        ax.set(xlabel=groups, ylabel=(labels or {}).get(metric, str(metric)), xlim=(-0.5, len(places) - 0.5))
     legend(fig, marks)
     title(fig, heading)
     return fig
