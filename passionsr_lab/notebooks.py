@@ -103,12 +103,21 @@ def convert(source: str | Path):
 def clean(notebook):
     """Takes out of an executed notebook what differs from run to run and from machine to machine; the notebook."""
     notebook.metadata = {"jupytext": FORMATS, "kernelspec": KERNEL, "language_info": {"name": "python"}}
-    for cell in notebook.cells:
+    for i, cell in enumerate(notebook.cells):
         for name in ("execution", "widgets", "ExecuteTime"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in map(_clean_output, cell.outputs) if o is not None]
+            _rename_tables(cell.outputs, i)
     return _plain_node(notebook)
+
+
+def _rename_tables(outputs: list, cell: int) -> None:
+    """Gives pandas' styled tables, whose names are random, the names of their places: cell and number in it."""
+    tables = {}
+    name = lambda match: tables.setdefault(match[0], f"T_{cell}t{len(tables)}")
+    for data in (o.data for o in outputs if "text/html" in o.get("data", {})):
+        data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}(?=[_\"])", name, data["text/html"])
 
 
 def _clean_output(output):

@@ -258,7 +258,9 @@ class Training:
         condition = [p for name, p in self.model.unet.named_parameters() if ".attn2." in name]
         rest = [p for name, p in self.model.unet.named_parameters() if ".attn2." not in name]
         groups = [list(self.model.vae.parameters()), rest, [*condition, *self.model.prompt.parameters()]]
-        self.optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": group} for group in groups], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0
+        )
 
     @property
     def total(self) -> int:

@@ -17,6 +17,7 @@ from ..model import OneStepSR
 from ..plots.training import STAGES
 from ..surgery import QuantizedSR, quantize
 from .picture import STYLE, Explorer, png
+from .progress import spoken
 
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
@@ -170,7 +171,7 @@ def _progress(record: dict, seconds: float, count: int, total: int) -> str:
     left = seconds / count * (total - count)
     stage = STAGES.get(record["stage"], record["stage"])
     where = f"{record['module']}, {stage}, step {record['step']} of {record['of']}"
-    return f"{where}: loss {record['loss']:.3g}; {seconds:.0f} s, about {left:.0f} s left."
+    return f"{where}: loss {record['loss']:.3g}; {spoken(seconds)}, about {spoken(left)} left."
 
 
 def calibration_bench(
