@@ -28,8 +28,8 @@ window.lab = {
   times: () => lab.code().map(c => { const t = c.cell.model.metadata.execution ?? {};
     return [c.index, (new Date(t['shell.execute_reply']) - new Date(t['iopub.execute_input'])) / 1000] })
     .filter(([, seconds]) => seconds > 0),
-  look: () => { lab.code().filter(c => / left/.test(JSON.stringify(lab.outputs(c)))).forEach(c => lab.seen.add(c.index));
-    return lab.done() },
+  look: () => { lab.code().filter(c => / left/.test(JSON.stringify(lab.outputs(c))))
+                 .forEach(c => lab.seen.add(c.index)); return lab.done() },
   outer: () => lab.panel().content.outerNode ?? lab.panel().content.node,
   menu: text => [...document.querySelectorAll('.lm-MenuBar-itemLabel, .lm-Menu-itemLabel')]
                   .find(e => e.textContent.trim() === text && e.offsetParent),
