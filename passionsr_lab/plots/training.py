@@ -52,7 +52,10 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
         longest = max(runs, key=lambda run: len(_spans(own[own.run == run])))
         bands(ax, [(STAGES.get(s, s), a, b) for s, a, b in _spans(own[own.run == longest])])
         ax.set_xlabel("step")
-        log_axis(ax.yaxis)
+        if (own.loss > 0).any():
+            log_axis(ax.yaxis)
+        else:
+            ax.set_yticks([])  # nothing is there yet
         ax.set_title(module)
     axes[0, 0].set_ylabel("loss (mean squared error)")
     _loss_legend(fig, axes[0, 0], runs, bool(records.reverted.any()))

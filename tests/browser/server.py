@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"checkForUpdates": False, "fetchNews": "false"},
-    "@jupyterlab/notebook-extension:tracker": {"recordTiming": True},
+    "@jupyterlab/notebook-extension:tracker": {"recordTiming": True, "scrollPastEnd": False},
 }
 
 
