@@ -2,7 +2,9 @@
 
 import base64
 import io
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from jupytext import TextFileContentsManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -175,6 +178,18 @@ def test_relative_paths_and_addresses_pass(pair, text):
     notebook.cells[2].outputs = [output(text)]
     write()
     assert check(source) == []
+
+
+def test_jupyterlab_opens_a_notebook_that_is_newer_than_its_source(pair):
+    source, notebook, write = pair
+    notebook.cells[2].source = "print(1)"
+    write()
+    later = source.stat().st_mtime + 86400
+    os.utime(source.with_suffix(".ipynb"), (later, later))
+    shutil.copy(Path(__file__).parents[1] / "pyproject.toml", source.parent)
+    manager = TextFileContentsManager(root_dir=str(source.parent))
+    opened = manager.get("00_pair.ipynb")["content"]
+    assert opened.cells[2].source == "print(2**BITS)"  # the source's
 
 
 # -- refresh ----------------------------------------------------------------------------------------------------------
