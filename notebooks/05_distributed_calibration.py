@@ -138,7 +138,8 @@ saved = plots.save(figure5, "dqc_loss", FIGURES)
 
 # %% [markdown]
 # ## Quality against time
-# Both curves start at LET's initialisation and end after the same number of updates of every module. A step of DQC runs
+# Both curves start at LET's initialisation (not quite at the same quality: DQC takes a module's ranges on what the
+# quantized modules before it give, joint training on what full precision gives) and end after the same number of updates of every module. A step of DQC runs
 # through one module and trains one kind of parameter, a joint step runs through all three and trains both. On the left
 # they are compared at equal steps, counted as updates of every module; on the right at equal seconds. The clock counts
 # training steps only. The rings stand where the first of the two ended.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from chromium import Chromium
 
-LONG = 30  # seconds from which a cell has to show its progress
+PROGRESS, NOTICE = 60, 150  # seconds from which a cell has to show what is left, and to say that it is a long one
 HELPERS = """
 window.lab = {
-  seen: new Set(),  // cells that showed how much time was left
+  seen: new Set(), warned: new Set(),  // cells that showed how much time was left, and that it was much
   panel: () => [...jupyterapp.shell.widgets('main')].find(w => w.context?.path === lab.path),
   cells: () => lab.panel().content.widgets.map((cell, index) => ({cell, index})),
   code: () => lab.cells().filter(({cell}) => cell.model.type === 'code'),
@@ -28,8 +28,9 @@ window.lab = {
   times: () => lab.code().map(c => { const t = c.cell.model.metadata.execution ?? {};
     return [c.index, (new Date(t['shell.execute_reply']) - new Date(t['iopub.execute_input'])) / 1000] })
     .filter(([, seconds]) => seconds > 0),
-  look: () => { lab.code().filter(c => / left/.test(JSON.stringify(lab.outputs(c))))
-                 .forEach(c => lab.seen.add(c.index)); return lab.done() },
+  look: () => { lab.code().forEach(c => { const said = JSON.stringify(lab.outputs(c));
+      if (said.includes(' left')) lab.seen.add(c.index);
+      if (said.includes('More than two minutes')) lab.warned.add(c.index) }); return lab.done() },
   outer: () => lab.panel().content.outerNode ?? lab.panel().content.node,
   menu: text => [...document.querySelectorAll('.lm-MenuBar-itemLabel, .lm-Menu-itemLabel')]
                   .find(e => e.textContent.trim() === text && e.offsetParent),
@@ -125,9 +126,10 @@ class Notebook:
         return time.monotonic() - start
 
     def silent(self) -> list[str]:
-        """The cells that took long without saying how much time was left."""
-        seen, times = set(self.browser.evaluate("[...lab.seen]")), self.browser.evaluate("lab.times()")
-        return [f"cell {i + 1} took {s:.0f} s without progress" for i, s in times if s > LONG and i not in seen]
+        """The cells that took long without saying how much time was left, or without saying that it is much."""
+        seen, warned, times = (self.browser.evaluate(f"[...lab.{name}]") for name in ("seen", "warned", "times()"))
+        lines = [f"cell {i + 1} took {s:.0f} s without progress" for i, s in times if s > PROGRESS and i not in seen]
+        return lines + [f"cell {i + 1} took {s:.0f} s unannounced" for i, s in times if s > NOTICE and i not in warned]
 
     def widgets(self) -> Iterator[int]:
         """The cells that hold a widget, each in turn brought into view as `lab.widget`."""
