@@ -9,6 +9,7 @@ It works on a copy; screenshots go to build/browser/.  Needs Chromium (Debian: `
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -51,11 +52,13 @@ def main() -> int:
     top = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     top.add_argument("names", nargs="*", help="beginnings of the notebooks' names; by default all")
     top.add_argument("--seconds", type=float, default=900, help="that one notebook may take (default 900)")
+    top.add_argument("--knob", action="append", default=[], help="e.g. EPOCHS=1, for a quick try; may be given again")
     options = top.parse_args()
     names = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     names = [name for name in names if not options.names or name.startswith(tuple(options.names))]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that server and browser are ended too
     problems, start = [], time.monotonic()
-    with serving(SHOTS / "server.log") as server:
+    with serving(SHOTS / "server.log", options.knob) as server:
         for name in names:
             with Chromium(1280, 1400) as browser:
                 problems += attempt(browser, server, name, options.seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -46,25 +47,35 @@ class Server:
             self.ask(f"sessions/{session['id']}", "DELETE")
 
 
-def copied(target: Path) -> None:
-    """What a notebook needs of the checkout; the figures that it saves go to the copy."""
+def copied(target: Path, knobs: Sequence[str] = ()) -> None:
+    """What a notebook needs of the checkout, with `knobs` turned; the figures that it saves go to the copy."""
     shutil.copytree(ROOT / "notebooks", target / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     shutil.copytree(ROOT / "figures", target / "figures")
     shutil.copy2(ROOT / "pyproject.toml", target)
-    for notebook in (target / "notebooks").glob("*.ipynb"):
-        os.utime(notebook)  # newer than its source, as `make figures` leaves it
+    for source in (target / "notebooks").glob("*.py"):
+        before, parameters, after = source.read_text().partition('tags=["parameters"]')
+        own, mark, rest = after.partition("\n\n# %%")
+        has = lambda knob, own=own: re.search(rf"^[\w, ]*\b{knob.partition('=')[0].strip()}\b[\w, ]* = ", own, re.M)
+        turned = [knob for knob in knobs if has(knob)]
+        source.write_text(before + parameters + "\n".join([own, *turned]) + mark + rest)
+        os.utime(source.with_suffix(".ipynb"))  # newer than its source, as `make figures` leaves it
 
 
 @contextmanager
-def serving(log: Path, seconds: float = 90) -> Iterator[Server]:
+def serving(log: Path, knobs: Sequence[str] = (), seconds: float = 90) -> Iterator[Server]:
     """A JupyterLab for the block; what it says goes to `log`.
+
+    Args:
+        log: a file.
+        knobs: lines like "EPOCHS = 1" that are added to the notebooks' parameters, where they have such a knob.
+        seconds: that it may take to answer.
 
     Raises:
         RuntimeError: it did not answer within so many seconds.
     """
     with tempfile.TemporaryDirectory(prefix="notebooks-") as place:
         place = Path(place)
-        copied(place / "checkout")
+        copied(place / "checkout", knobs)
         server = Server(_free_port(), secrets.token_hex(16), place / "checkout")
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stream:
