@@ -406,6 +406,21 @@ def test_quality_is_compared_where_the_first_method_ended():
     assert [ring.get_xdata()[0] for ring in rings] == [12, 24]
 
 
+def test_a_stage_taken_back_counts_from_the_moment_it_was():
+    rows = [("joint", 0, 30), ("joint", 8, 28), ("joint", 12, 27), ("joint", 12, 31), ("DQC", 0, 30), ("DQC", 10, 31)]
+    ax = plots.quality_over_time(pd.DataFrame(rows, columns=["method", "seconds", "psnr_fp"])).axes[0]
+    assert ax.get_title("left") == "at equal seconds, 10 s: joint 27.50, DQC 31.00"
+
+
+def test_losses_that_hardly_differ_have_readable_ticks():
+    flat = records(modules=("unet",)).assign(loss=lambda f: 3.05e-4 * (1 + 1e-7 * f.step))
+    ax = plots.loss_curves(flat).axes[0]
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    labels = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert labels and len(set(labels)) == len(labels)
+
+
 def test_marks_of_a_curve_show_around_those_of_another_on_it():
     frame = pd.DataFrame([(x, x, by) for by in "ab" for x in range(3)], columns=["x", "y", "by"])
     under, over = plots.curves(frame, "x", "y", "by").axes[0].lines

@@ -82,7 +82,7 @@ def _curve(ax, part: DataFrame, style: dict, smooth: int | None) -> None:
         mean = np.exp(np.log(steps.loss).rolling(window, min_periods=1, center=True).mean())
         if window > 1:
             ax.plot(x, steps.loss, "-", color=color, linewidth=0.4, alpha=0.4)
-        ax.plot(x, mean, color=color, linestyle=style["linestyle"])
+        ax.plot(x, mean, color=color, linestyle=style["linestyle"], marker="." if len(x) == 1 else "")
         for row in own[own.event != "step"].itertuples():
             mark = {"marker": style["marker"], "mec": color, "mfc": "white" if row.event == "start" else color}
             mark |= {"ms": style["ms"]}
@@ -149,9 +149,12 @@ def _mean_curve(ax, own: DataFrame, x: str, value: str, style: dict, label: str)
     """Draws one method's seeds (thin) and their mean where all of them have been measured; the mean's line."""
     own = own.sort_values(x, kind="stable")
     seeds = [own] if "seed" not in own else [part for _, part in own.groupby("seed")]
-    places = np.unique(own[x])
-    places = places[(places >= max(s[x].min() for s in seeds)) & (places <= min(s[x].max() for s in seeds))]
-    mean = np.mean([np.interp(places, s[x], s[value]) for s in seeds], axis=0)
+    if len(seeds) == 1:  # every point as it was measured: a stage taken back is a jump at one place
+        places, mean = own[x].to_numpy(float), own[value].to_numpy(float)
+    else:
+        places = np.unique(own[x])
+        places = places[(places >= max(s[x].min() for s in seeds)) & (places <= min(s[x].max() for s in seeds))]
+        mean = np.mean([np.interp(places, s[x], s[value]) for s in seeds], axis=0)
     for seed in seeds if len(seeds) > 1 else ():
         ax.plot(seed[x], seed[value], "-", color=style["color"], linewidth=0.4, alpha=0.5)
     return ax.plot(places, mean, **style, markevery=max(1, len(places) // 8), label=label)[0]
