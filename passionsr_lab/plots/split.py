@@ -39,7 +39,7 @@ def split(
     if not 0 <= at <= 1:
         raise ValueError(f"The line is between 0 and 1, not at {at}.")
     heading = f"Left of the line {names[0]}, right of it {names[1]}" if heading is None else heading
-    (height, across), top = left.shape[:2], TITLE * len(wrapped(heading, width))
+    (height, across), top = left.shape[:2], TITLE * max(2, len(wrapped(heading, width)))  # other names move nothing
     tall = width * height / across
     fig, total = figure_without_axes(width, tall + CAPTION + top), tall + CAPTION + top
     ax, column = fig.add_axes((0, CAPTION / total, 1, tall / total)), round(at * across)
