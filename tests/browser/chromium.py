@@ -66,7 +66,11 @@ class Chromium:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(20)
-        shutil.rmtree(self.profile, ignore_errors=True)
+        for _ in range(25):  # its helpers write until they have ended too
+            shutil.rmtree(self.profile, ignore_errors=True)
+            if not os.path.exists(self.profile):
+                return
+            time.sleep(0.2)
 
     def _address(self, seconds: float = 60) -> str:
         port, end = Path(self.profile, "DevToolsActivePort"), time.monotonic() + seconds
