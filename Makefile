@@ -1,6 +1,8 @@
 # make figures   everything from nothing: environment, executed notebooks, figures/
 # make test      the same environment; lint, tests, notebooks
 # make lab       JupyterLab on the notebooks
+# make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about 15
+#                minutes on 2 cores); screenshots in build/browser/
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about an hour on 2 cores)
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export PYTHONWARNINGS = ignore::DeprecationWarning
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks ablation slow clean
+.PHONY: figures test lab lint unit notebooks ablation slow browser clean
 
 figures: $(READY)
 	$(BIN)/python -m passionsr_lab.notebooks refresh $(NOTEBOOKS)
@@ -33,6 +35,9 @@ ablation: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+browser: $(READY)
+	$(BIN)/python tests/browser/run.py
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -63,13 +63,18 @@ plots.comparison(pictures, BOX, heading=f"{name}: ×4 in one step, in full preci
 
 # %%
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
-outputs, records = {}, {}
-for recipe in RECIPES:
-    for method, label in METHODS.items():
-        q = lab.quantize(pipe, recipe)
-        work = lab.Calibration(q, calibration, method, epochs=EPOCHS, batch=BATCH, seed=SEED)
-        records[recipe, label] = pd.DataFrame(widgets.follow(work.run(), work.total, f"{recipe} {label}"))
-        outputs[recipe, label] = [q(pair.lr) for pair in tests]
+options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+works = {
+    (recipe, label): lab.Calibration(lab.quantize(pipe, recipe), calibration, method, **options)
+    for recipe in RECIPES
+    for method, label in METHODS.items()
+}
+steps = ((key, record) for key, work in works.items() for record in work.run())
+records = {key: [] for key in works}
+for key, record in widgets.follow(steps, sum(w.total for w in works.values()), "steps", knobs="EPOCHS or PAIRS"):
+    records[key].append(record)
+records = {key: pd.DataFrame(rows) for key, rows in records.items()}
+outputs = {key: [work.pipe(pair.lr) for pair in tests] for key, work in works.items()}
 
 # %% [markdown]
 # ## Comparison

@@ -115,7 +115,7 @@ filled = pd.DataFrame(
 fig = plots.curves(
     filled, "layer", "share", "of",
     ("Conv2d or Linear, in network order", "share of the range (%)"),
-    "How much of a tensor's range its median channel fills", width=5,
+    "How much of a tensor's range its median channel fills: activations against weights", width=plots.PAGE,
 )  # fmt: skip
 plots.save(fig, "02_fill", FIGURES)
 fig
@@ -134,7 +134,9 @@ q = lab.quantize(pipe, RECIPE)
 lab.calibrate(q, calibration, METHOD)
 noise = lab.propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
-fig = plots.propagation(noise, FLOOR, heading=f"SQNR along the network, {RECIPE}, {METHOD} (simulated)")
+fig = plots.propagation(
+    noise, FLOOR, heading=f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
+)
 plots.save(fig, "02_propagation", FIGURES)
 print(f"first layer whose accumulated SQNR is below {FLOOR:g} dB: {first}")
 fig

@@ -114,7 +114,7 @@ for share in np.linspace(0.1, 1.0, 46):
 slopes = pd.DataFrame(rows)
 fig = plots.curves(
     slopes, "upper", "slope", "by", ("upper boundary", "slope of the mean squared error"),
-    f"The gradient knows where to go ({BITS} bits)",
+    f"Straight-through gradient against the error's true slope, {BITS} bits",
 )  # fmt: skip
 plots.save(fig, "03_gradient", FIGURES)
 fig
@@ -157,7 +157,7 @@ def sqnr(quantizer: BoundaryQuantizer, x, low, high) -> float:
 quantizer, record = learn(x, BITS, ZERO_POINT)
 fig = plots.curves(
     record, "step", "sqnr", labels=("step", "signal to quantization noise (dB)"),
-    heading=f"Learning two boundaries, {BITS} bits",
+    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits",
 )  # fmt: skip
 plots.save(fig, "03_learning", FIGURES)
 fig
@@ -196,7 +196,7 @@ for bits in ALL_BITS:
 frame = pd.DataFrame(rows)
 fig = plots.curves(
     frame, "bits", "sqnr", "method", ("bits", "signal to quantization noise (dB)"),
-    "One layer's input, test pictures (simulated)",
+    "MaxMin against LBQ on one layer's input, test pictures (simulated)",
 )  # fmt: skip
 plots.save(fig, "03_bits", FIGURES)
 fig

@@ -105,7 +105,7 @@ with torch.no_grad():
     errors = both_ways(layer, x, scale, shift)
 corner = {name: e[:32, :32].numpy() for name, e in errors.items()}
 heading = "Upper left corner of the output: LET with a shift, two orders"
-fig = plots.maps(corner, "error / largest output", heading, floor=1e-16, width=5)
+fig = plots.maps(corner, "error / largest output", heading, floor=1e-16, width=plots.COLUMN)
 plots.save(fig, "04_border", FIGURES)
 fig
 
@@ -246,8 +246,8 @@ result.style.format(precision=2).set_caption("PSNR (dB) against full precision, 
 # Below about 20 dB the pictures are broken, and PSNR no longer ranks them: MaxMin at 6 bits may score no better than at 4.
 
 # %%
-heading = "PSNR against full precision (simulated)"
-fig = plots.comparison(pictures, BOX, "full precision", heading=heading, width=4)
+heading = "MaxMin against LET's start (simulated): PSNR to full precision"
+fig = plots.comparison(pictures, BOX, "full precision", heading=heading)
 plots.save(fig, "04_pictures", FIGURES)
 fig
 

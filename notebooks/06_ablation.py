@@ -49,7 +49,10 @@ configurations
 
 # %%
 rows = range(len(configurations))
-live = pd.concat([lab.sweep(configurations.iloc[[i]]) for i in widgets.follow(rows, len(rows), "runs")])
+updates = [sum(s.share * (3 if s.module == "all" else 1) for s in lab.METHODS[m].stages) for m in METHODS]
+costs = [3 + EPOCHS * n for n in updates]  # of each run: ranges and scores count like three epochs of one module
+runs = widgets.follow(rows, len(rows), "runs", costs=costs, knobs="EPOCHS or PAIRS")
+live = pd.concat([lab.sweep(configurations.iloc[[i]]) for i in runs])
 live["method"] = pd.Categorical(live.method.map(METHODS), list(METHODS.values()))
 columns = {
     "psnr_fp": "PSNR to full precision (dB)", "psnr_y": "PSNR-Y to HR (dB)", "ssim_y": "SSIM-Y", "seconds": "seconds",
@@ -58,7 +61,7 @@ print(f"Full precision: PSNR-Y {live.psnr_y_full.iloc[0]:.2f} dB, SSIM-Y {live.s
 live.set_index("method")[list(columns)].rename(columns=columns).round(3)
 
 # %%
-live_figure = plots.ablation(live, heading=f"Ablation at {RECIPE}, a short live run")
+live_figure = plots.ablation(live, heading=f"Four methods at {RECIPE}, a short live run")
 plots.save(live_figure, "ablation_live", FIGURES)
 live_figure
 
@@ -120,7 +123,7 @@ table[wanted].round(3) if table is not None else None
 
 # %%
 if runs is not None:
-    whole = plots.ablation(runs, heading="Ablation: method and bits, on the embedded model")
+    whole = plots.ablation(runs, heading="Four methods at three widths, on the embedded model")
     plots.save(whole, COMMITTED, FIGURES)
 whole if runs is not None else None
 

@@ -50,14 +50,16 @@ pipe = lab.load(MODEL).to(DEVICE)
 tests = {pair.name: pair for pair in lab.bundled("test", size=TEST_SIZE) if pair.name in BOXES}
 full = {name: pipe(pair.lr) for name, pair in tests.items()}
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
-outputs = {}
-for recipe in RECIPES:
-    for method, label in METHODS.items():
-        q = lab.quantize(pipe, recipe)
-        work = lab.Calibration(q, calibration, method, epochs=EPOCHS, batch=BATCH, seed=SEED)
-        for _ in widgets.follow(work.run(), work.total, f"{recipe} {label}"):
-            pass
-        outputs[recipe, label] = {name: q(pair.lr) for name, pair in tests.items()}
+options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+works = {
+    (recipe, label): lab.Calibration(lab.quantize(pipe, recipe), calibration, method, **options)
+    for recipe in RECIPES
+    for method, label in METHODS.items()
+}
+steps = (record for work in works.values() for record in work.run())
+for _ in widgets.follow(steps, sum(work.total for work in works.values()), "steps", knobs="EPOCHS or PAIRS"):
+    pass
+outputs = {key: {name: work.pipe(pair.lr) for name, pair in tests.items()} for key, work in works.items()}
 
 # %%
 rows = [

@@ -12,6 +12,7 @@ import argparse
 import ast
 import base64
 import io
+import os
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from PIL import Image
 
 from .files import replacing
 
+THREADS = "2"  # of torch while a notebook is refreshed: sums, and so figures, depend on their number
 LIMIT = 500_000  # bytes of an executed notebook
 PHOTOGRAPH = 60_000  # bytes from which a PNG output is worth a JPEG
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -48,6 +50,7 @@ def refresh(source: str | Path, progress: Callable[[int, int], None] | None = No
     """Executes a notebook from its source, top to bottom in its own folder, and writes it beside the source.
 
     What depends on the moment or the machine is taken out: widget state, times, absolute paths, random cell ids.
+    The kernel computes with two threads, whatever the number of cores, unless OMP_NUM_THREADS says otherwise.
 
     Args:
         source: the percent-format file; its .ipynb is replaced only when every cell went well.
@@ -70,7 +73,7 @@ def refresh(source: str | Path, progress: Callable[[int, int], None] | None = No
         on_cell_executed=lambda **_: progress and progress(done(), len(code)),
     )  # fmt: skip
     try:
-        client.execute()
+        client.execute(env={"OMP_NUM_THREADS": THREADS} | os.environ)
     except Exception as error:  # a failed cell, a dead kernel, or nbclient's own clean-up after one
         cause = error.__context__ if isinstance(error, AssertionError) and error.__context__ else error
         cell = done() + (type(cause).__name__ != "CellExecutionError")  # a cell that raised has its number already
@@ -103,12 +106,21 @@ def convert(source: str | Path):
 def clean(notebook):
     """Takes out of an executed notebook what differs from run to run and from machine to machine; the notebook."""
     notebook.metadata = {"jupytext": FORMATS, "kernelspec": KERNEL, "language_info": {"name": "python"}}
-    for cell in notebook.cells:
+    for i, cell in enumerate(notebook.cells):
         for name in ("execution", "widgets", "ExecuteTime"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":
             cell.outputs = [o for o in map(_clean_output, cell.outputs) if o is not None]
+            _rename_tables(cell.outputs, i)
     return _plain_node(notebook)
+
+
+def _rename_tables(outputs: list, cell: int) -> None:
+    """Gives pandas' styled tables, whose names are random, the names of their places: cell and number in it."""
+    tables = {}
+    name = lambda match: tables.setdefault(match[0], f"T_{cell}t{len(tables)}")
+    for data in (o.data for o in outputs if "text/html" in o.get("data", {})):
+        data["text/html"] = re.sub(r"\bT_[0-9a-f]{5}(?=[_\"])", name, data["text/html"])
 
 
 def _clean_output(output):

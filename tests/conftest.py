@@ -18,6 +18,8 @@ from passionsr_lab.data import bundled
 from passionsr_lab.model import OneStepSR
 from passionsr_lab.quantizer import BoundaryQuantizer
 
+collect_ignore = ["browser"]  # `make browser`
+
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network():

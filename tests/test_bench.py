@@ -95,3 +95,20 @@ def test_wrong_pictures_and_places_are_refused(size, at, text):
 
 def test_follow_passes_everything_on():
     assert list(widgets.follow(iter(range(5)), 5, "things")) == list(range(5))
+
+
+def test_what_is_left_follows_the_costs_of_the_items(monkeypatch):
+    from passionsr_lab.widgets import progress
+
+    said, now = [], iter([0.0, 3.0, 13.0])
+    monkeypatch.setattr(progress, "_update", lambda _, text: said.append(text))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    list(progress.follow("ab", 2, "runs", costs=[3, 10], knobs="EPOCHS"))
+    assert said[0] == "runs: 1 of 2, 3 s, about 10 s left" and said[-1] == "runs: 2 of 2, done"
+
+
+@pytest.mark.parametrize("seconds, left, warns", [(1, 119, False), (1, 121, True), (100, 15, False)])
+def test_only_a_step_of_more_than_two_minutes_warns(seconds, left, warns):
+    from passionsr_lab.widgets.progress import remaining
+
+    assert ("lower EPOCHS" in remaining(seconds, left, "EPOCHS")) == warns

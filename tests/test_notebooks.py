@@ -2,12 +2,17 @@
 
 import base64
 import io
+import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from jupytext import TextFileContentsManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -175,6 +180,18 @@ def test_relative_paths_and_addresses_pass(pair, text):
     assert check(source) == []
 
 
+def test_jupyterlab_opens_a_notebook_that_is_newer_than_its_source(pair):
+    source, notebook, write = pair
+    notebook.cells[2].source = "print(1)"
+    write()
+    later = source.stat().st_mtime + 86400
+    os.utime(source.with_suffix(".ipynb"), (later, later))
+    shutil.copy(Path(__file__).parents[1] / "pyproject.toml", source.parent)
+    manager = TextFileContentsManager(root_dir=str(source.parent))
+    opened = manager.get("00_pair.ipynb")["content"]
+    assert opened.cells[2].source == "print(2**BITS)"  # the source's
+
+
 # -- refresh ----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +206,19 @@ def test_what_differs_from_run_to_run_is_taken_out():
     assert (
         "widget" in notebook.cells[0].outputs[1].data["text/plain"] and WIDGET not in notebook.cells[0].outputs[1].data
     )
+
+
+def test_styled_tables_keep_their_style_under_names_that_do_not_change():
+    def written():
+        frames = [pd.DataFrame({"a": [1, 2]}).style.highlight_max(props="font-weight: bold") for _ in range(2)]
+        cells = [new_code_cell("1", outputs=[output(f.to_html(), "text/html") for f in frames]) for _ in range(2)]
+        return [o.data["text/html"] for cell in clean(new_notebook(cells=cells)).cells for o in cell.outputs]
+
+    first = written()
+    assert first == written()
+    names = [re.search(r'<table id="(\w+)"', html)[1] for html in first]
+    assert len(set(names)) == 4  # one page, four tables
+    assert all(f"#{name}_row1_col0 {{" in html and f'id="{name}_row1_col0"' in html for name, html in zip(names, first))
 
 
 def test_photographs_become_jpeg_and_line_drawings_stay():

@@ -89,6 +89,7 @@ FIGURES = {
     "loss": lambda: plots.loss_curves(pd.concat([records(), records("without", ("all",), reverted=True)])),
     "loss of one module": lambda: plots.loss_curves(records(modules=("unet",)).drop(columns="run")),
     "quality": lambda: plots.quality_over_time(TIMES),
+    "quality at equal steps": lambda: plots.quality_over_time(TIMES.assign(updates=TIMES.seconds // 1)),
     "scales": lambda: plots.scales(CHANNELS),
     "activations of the model": lambda: plots.activations(CHANNELS, CHANNELS.assign(low=-1.0, high=CHANNELS.high**0.2)),
     "activations of a layer": lambda: plots.activations(ONE, ONE),
@@ -404,6 +405,39 @@ def test_quality_is_the_mean_of_the_seeds_where_all_have_been_measured():
     x = mean.get_xdata()
     assert x[0] == pytest.approx(2 / 3) and x[-1] == 8
     assert mean.get_ydata() == pytest.approx(21 + x - 1 / 3)
+
+
+def test_quality_is_compared_where_the_first_method_ended():
+    rows = [("DQC", u, 2 * u, 30 + u) for u in range(0, 13, 3)] + [("joint", u, 5 * u, 28 + u) for u in (0, 6, 12)]
+    fig = plots.quality_over_time(pd.DataFrame(rows, columns=["method", "updates", "seconds", "psnr_fp"]))
+    steps, seconds = fig.axes
+    assert steps.get_title("left") == "at equal steps, 12 updates: DQC 42.00, joint 40.00"
+    assert seconds.get_title("left") == "at equal seconds, 24 s: DQC 42.00, joint 32.80"  # 24 s is the joint's 4.8
+    rings = [
+        next(line for line in ax.lines if line.get_marker() == "o" and line.get_mfc() == "none") for ax in fig.axes
+    ]
+    assert [ring.get_xdata()[0] for ring in rings] == [12, 24]
+
+
+def test_a_stage_taken_back_counts_from_the_moment_it_was():
+    rows = [("joint", 0, 30), ("joint", 8, 28), ("joint", 12, 27), ("joint", 12, 31), ("DQC", 0, 30), ("DQC", 10, 31)]
+    ax = plots.quality_over_time(pd.DataFrame(rows, columns=["method", "seconds", "psnr_fp"])).axes[0]
+    assert ax.get_title("left") == "at equal seconds, 10 s: joint 27.50, DQC 31.00"
+
+
+def test_losses_that_hardly_differ_have_readable_ticks():
+    flat = records(modules=("unet",)).assign(loss=lambda f: 3.05e-4 * (1 + 1e-7 * f.step))
+    ax = plots.loss_curves(flat).axes[0]
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_ylim()
+    labels = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert labels and len(set(labels)) == len(labels)
+
+
+def test_marks_of_a_curve_show_around_those_of_another_on_it():
+    frame = pd.DataFrame([(x, x, by) for by in "ab" for x in range(3)], columns=["x", "y", "by"])
+    under, over = plots.curves(frame, "x", "y", "by").axes[0].lines
+    assert under.get_markersize() > over.get_markersize() and under.get_markerfacecolor() == "none"
 
 
 def test_layers_stay_in_network_order():

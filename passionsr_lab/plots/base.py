@@ -101,6 +101,9 @@ def log_axis(axis) -> None:
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
+    if 0 < low < high < 1.1 * low:  # too narrow for numbers that differ
+        low, high = low / 1.2, high * 1.2
+        axis.axes.set(**{f"{axis.axis_name}lim": (low, high)})
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 150 * low else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter("")

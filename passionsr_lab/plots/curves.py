@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import ACCENT, COLUMN, GREY, PAGE, drawn, figure, keys, legend, log_axis, look, require, title
+from .base import ACCENT, COLUMN, GREY, PAGE, drawn, figure, keys, legend, log_axis, look, require, title, wrapped
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,10 +45,12 @@ def curves(
     """
     require(frame, x, y, *([by] if by else []))
     fig, axes = figure(width, 2.2)
-    ax, lines = axes[0, 0], []
-    for i, key in enumerate(keys(frame, by) if by else [None]):
+    ax, lines, every = axes[0, 0], [], keys(frame, by) if by else [None]
+    for i, key in enumerate(every):
         own = frame if by is None else frame[frame[by] == key]
-        style = look(i) | ({"marker": ""} if len(own) > 40 else {"ms": 3})
+        above = len(every) - 1 - i  # curves that may lie on this one: its hollow marks show around theirs
+        style = look(i) | ({"marker": ""} if len(own) > 40 else {"ms": 3 + 1.5 * above})
+        style |= {"mfc": "none"} if above else {}
         lines += ax.plot(own[x], own[y], **style, label=str(key))
     for name in log:
         log_axis(getattr(ax, f"{name}axis"))
@@ -77,7 +79,7 @@ def maps(arrays: Mapping[str, np.ndarray], label: str, heading: str, floor: floa
     Example:
         >>> fig = maps({"a": np.eye(3), "b": np.zeros((3, 3))}, "error", "Two errors")
         >>> [ax.get_title("left") for ax in fig.axes[:2]]
-        ['a: at most 1', 'b: at most 0']
+        ['a:\\nat most 1', 'b:\\nat most 0']
     """
     from matplotlib.colors import LogNorm, Normalize
 
@@ -90,7 +92,8 @@ def maps(arrays: Mapping[str, np.ndarray], label: str, heading: str, floor: floa
     for ax, (name, array) in zip(axes[0], arrays.items()):
         mesh = ax.imshow(array if floor is None else np.maximum(array, floor), norm=norm, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"{name}: at most {array.max():.2g}")
+        lines = wrapped(f"{name}:", 0.8 * width / len(arrays))
+        ax.set_title("\n".join([*lines, f"at most {array.max():.2g}"]))
         ax.spines[:].set(visible=True, color=GREY, linewidth=0.4)
     fig.colorbar(mesh, ax=list(axes[0]), label=label, pad=0.02, shrink=0.9).outline.set_linewidth(0.4)
     title(fig, heading)

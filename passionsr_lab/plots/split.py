@@ -39,14 +39,15 @@ def split(
     if not 0 <= at <= 1:
         raise ValueError(f"The line is between 0 and 1, not at {at}.")
     heading = f"Left of the line {names[0]}, right of it {names[1]}" if heading is None else heading
-    (height, across), top = left.shape[:2], TITLE * len(wrapped(heading, width))
+    (height, across), top = left.shape[:2], TITLE * max(2, len(wrapped(heading, width)))  # other names move nothing
     tall = width * height / across
     fig, total = figure_without_axes(width, tall + CAPTION + top), tall + CAPTION + top
     ax, column = fig.add_axes((0, CAPTION / total, 1, tall / total)), round(at * across)
     whole = right.copy()
     whole[:, :column] = left[:, :column]
     ax.imshow(whole, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    ax.axvline(column - 0.5, color=ACCENT, linewidth=1.2)
+    for color, line in (("white", 2.6), (ACCENT, 1.2)):  # seen on a picture of any colour
+        ax.axvline(column - 0.5, color=color, linewidth=line)
     for x, text, side in ((0.01, f"◀ {names[0]}", "left"), (0.99, f"{names[1]} ▶", "right")):
         ax.text(x, -0.02, text, ha=side, va="top", transform=ax.transAxes)
     ax.set_axis_off()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import COLUMN, GREY, PAGE, bands, drawn, figure, keys, legend, log_axis, look, require, title
+from .base import ACCENT, COLUMN, GREY, PAGE, bands, drawn, figure, keys, legend, log_axis, look, require, title
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,7 +39,8 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
         'log'
     """
     require(records, "event", "module", "stage", "step", "of", "loss")
-    defaults = {"run": "loss, its running mean thick", "reverted": False}
+    thin = smooth != 1 and records.of.max() >= 40
+    defaults = {"run": "loss, its running mean thick" if thin else "loss of a step", "reverted": False}
     records = records.assign(**{k: v for k, v in defaults.items() if k not in records})
     records = records.assign(reverted=records.reverted.eq(True))
     modules, runs = keys(records, "module"), keys(records, "run")
@@ -47,11 +48,14 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
     for ax, module in zip(axes[0], modules):
         own = records[records.module == module]
         for i, run in enumerate(runs):
-            _curve(ax, own[own.run == run], look(i), smooth)
+            _curve(ax, own[own.run == run], look(i) | {"ms": 4 + 2 * (len(runs) - 1 - i)}, smooth)
         longest = max(runs, key=lambda run: len(_spans(own[own.run == run])))
         bands(ax, [(STAGES.get(s, s), a, b) for s, a, b in _spans(own[own.run == longest])])
         ax.set_xlabel("step")
-        log_axis(ax.yaxis)
+        if (own.loss > 0).any():
+            log_axis(ax.yaxis)
+        else:
+            ax.set_yticks([])  # nothing is there yet
         ax.set_title(module)
     axes[0, 0].set_ylabel("loss (mean squared error)")
     _loss_legend(fig, axes[0, 0], runs, bool(records.reverted.any()))
@@ -78,9 +82,10 @@ def _curve(ax, part: DataFrame, style: dict, smooth: int | None) -> None:
         mean = np.exp(np.log(steps.loss).rolling(window, min_periods=1, center=True).mean())
         if window > 1:
             ax.plot(x, steps.loss, "-", color=color, linewidth=0.4, alpha=0.4)
-        ax.plot(x, mean, color=color, linestyle=style["linestyle"])
+        ax.plot(x, mean, color=color, linestyle=style["linestyle"], marker="." if len(x) == 1 else "")
         for row in own[own.event != "step"].itertuples():
-            mark = {"marker": style["marker"], "mec": color, "mfc": "white" if row.event == "start" else color, "ms": 4}
+            mark = {"marker": style["marker"], "mec": color, "mfc": "white" if row.event == "start" else color}
+            mark |= {"ms": style["ms"]}
             ax.plot(begin + row.step, row.loss, **(BACK if row.reverted else mark), clip_on=False)
 
 
@@ -98,39 +103,58 @@ def quality_over_time(
     value: str = "psnr_fp",
     label: str = "PSNR against full precision (dB)",
     heading: str = "Quality reached after a time of calibration",
-    width: float = COLUMN,
+    width: float | None = None,
 ):
-    """Quality (dB) against seconds of calibration: one curve per method, thin ones per seed.
+    """Quality (dB) against seconds of calibration and, where it is known, against updates: one curve per method.
+
+    A vertical line stands where the first of the methods ended, which is as far as they can be compared; what each has
+    reached there is ringed, and written above.
 
     Args:
-        frame: columns method, seconds and `value`; with a column seed, the thick curve is the seeds' mean wherever all
-            of them have been measured.
+        frame: columns method, seconds and `value`; with a column updates (of every module, on average), a panel at
+            equal updates stands to the left; with a column seed, thin curves are the seeds, and the thick one is their
+            mean wherever all of them have been measured.
         value, label: the column on the y axis and what is written there.
-        heading, width: title and inches.
+        heading, width: title, and inches; by default a column for one panel and the page for two.
 
     Raises:
         ValueError: a missing column or no rows.
 
     Example:
         >>> import pandas as pd
-        >>> frame = pd.DataFrame({"method": ["DQC", "DQC", "joint"], "seconds": [1, 2, 2], "psnr_fp": [30, 33, 31]})
-        >>> [text.get_text() for text in quality_over_time(frame).legends[0].texts]
-        ['DQC', 'joint']
+        >>> frame = pd.DataFrame({"method": ["DQC", "DQC", "joint"], "seconds": [1, 3, 2], "psnr_fp": [30, 33, 31]})
+        >>> quality_over_time(frame).axes[0].get_title("left")
+        'at equal seconds, 2 s: DQC 31.50, joint 31.00'
     """
     require(frame, "method", "seconds", value)
-    fig, axes = figure(width, 2.2)
-    ax, lines = axes[0, 0], []
-    for i, method in enumerate(keys(frame, "method")):
-        own = frame[frame.method == method].sort_values("seconds")
-        curves = [own] if "seed" not in own else [part for _, part in own.groupby("seed")]
-        x = np.unique(own.seconds)
-        x = x[(x >= max(c.seconds.min() for c in curves)) & (x <= min(c.seconds.max() for c in curves))]
-        mean = np.mean([np.interp(x, c.seconds, c[value]) for c in curves], axis=0)
-        if len(curves) > 1:
-            for curve in curves:
-                ax.plot(curve.seconds, curve[value], "-", color=look(i)["color"], linewidth=0.4, alpha=0.5)
-        lines += ax.plot(x, mean, **look(i), markevery=max(1, len(x) // 8), label=str(method))
-    ax.set(xlabel="calibration time (s)", ylabel=label)
-    legend(fig, lines)
+    panels = [("updates", "updates of every module", "at equal steps, {:.0f} updates")] * ("updates" in frame)
+    panels += [("seconds", "calibration time (s)", "at equal seconds, {:.3g} s")]
+    fig, axes = figure(width or (COLUMN, PAGE)[len(panels) - 1], 2.3, 1, len(panels), sharey=True)
+    for ax, (x, name, until) in zip(axes[0], panels):
+        means = {method: _mean_curve(ax, frame[frame.method == method], x, value, look(i), str(method))
+                 for i, method in enumerate(keys(frame, "method"))}  # fmt: skip
+        end = min(line.get_xdata()[-1] for line in means.values())
+        reached = {method: float(np.interp(end, *line.get_data())) for method, line in means.items()}
+        ax.axvline(end, color=ACCENT, linewidth=0.8, linestyle="--", zorder=1)
+        ax.plot([end] * len(reached), [*reached.values()], "o", mfc="none", mec=ACCENT, ms=6, clip_on=False)
+        ax.set_title(f"{until.format(end)}: " + ", ".join(f"{method} {y:.2f}" for method, y in reached.items()))
+        ax.set_xlabel(name)
+    axes[0, 0].set_ylabel(label)
+    legend(fig, means.values())
     title(fig, heading)
     return fig
+
+
+def _mean_curve(ax, own: DataFrame, x: str, value: str, style: dict, label: str):
+    """Draws one method's seeds (thin) and their mean where all of them have been measured; the mean's line."""
+    own = own.sort_values(x, kind="stable")
+    seeds = [own] if "seed" not in own else [part for _, part in own.groupby("seed")]
+    if len(seeds) == 1:  # every point as it was measured: a stage taken back is a jump at one place
+        places, mean = own[x].to_numpy(float), own[value].to_numpy(float)
+    else:
+        places = np.unique(own[x])
+        places = places[(places >= max(s[x].min() for s in seeds)) & (places <= min(s[x].max() for s in seeds))]
+        mean = np.mean([np.interp(places, s[x], s[value]) for s in seeds], axis=0)
+    for seed in seeds if len(seeds) > 1 else ():
+        ax.plot(seed[x], seed[value], "-", color=style["color"], linewidth=0.4, alpha=0.5)
+    return ax.plot(places, mean, **style, markevery=max(1, len(places) // 8), label=label)[0]

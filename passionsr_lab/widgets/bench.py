@@ -16,8 +16,10 @@ from ..metrics import psnr
 from ..model import OneStepSR
 from ..plots.training import STAGES
 from ..surgery import QuantizedSR, quantize
-from .picture import STYLE, Explorer, png
+from .picture import KEYS, STYLE, Explorer, png
+from .progress import spoken
 
+NAMES = {"maxmin": "MaxMin", "let": "LET", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
 
@@ -63,10 +65,11 @@ class CalibrationBench(VBox):
         self.tests, self.full = [p.lr for p in tests], None
         self.records, self.quantized, self.error = list(records), None, None
         self._stopping, self._thread = threading.Event(), None
-        tip = "Bits of weights and activations"
+        tip = "Bits of weights and activations" + KEYS
         self.recipe = Dropdown(options=list(recipes), value=recipe, description="Bits", tooltip=tip, style=STYLE)
-        tip = "maxmin: ranges only; lbq: boundaries; lbq+let: both, jointly; passionsr: module by module (DQC)"
-        self.method = Dropdown(options=list(methods), value=method, description="Method", tooltip=tip, style=STYLE)
+        tip = "MaxMin: ranges only; LBQ: boundaries; LBQ + LET: both, jointly; PassionSR: module by module (DQC)" + KEYS
+        named = [(NAMES.get(name, name), name) for name in methods]
+        self.method = Dropdown(options=named, value=method, description="Method", tooltip=tip, style=STYLE)
         tip = "Passes over the pairs in each DQC stage; joint methods get twice as many"
         self.epochs = IntSlider(
             options.pop("epochs", 2), 1, 16, description="Epochs", tooltip=tip, continuous_update=False, style=STYLE
@@ -108,6 +111,8 @@ class CalibrationBench(VBox):
     def stop(self) -> None:
         """What the Stop button does: the run ends after the present step."""
         self._stopping.set()
+        self.halt.disabled = True
+        self._say("Stopping: what was not reached gets its plain ranges.")
 
     def wait(self, timeout: float | None = None) -> QuantizedSR | None:
         """Waits (seconds) for the run to end; the calibrated pipeline, or None when it is not ready or failed."""
@@ -141,11 +146,11 @@ class CalibrationBench(VBox):
                 self.records, start = plan, time.monotonic()
             self.records.append(record)
             self.bar.value = count
+            if self._stopping.is_set():
+                break
             if record["event"] != "step" or record["step"] % self.every == 0:
                 self._say(_progress(record, time.monotonic() - start, count, work.total))
                 self._draw()
-            if self._stopping.is_set():
-                break
         self._draw()
 
     def _reached(self, q: QuantizedSR) -> str:
@@ -155,7 +160,7 @@ class CalibrationBench(VBox):
         return f"{fidelity(q, self.tests, self.full):.2f} dB against full precision on {len(self.tests)} test pictures."
 
     def _draw(self) -> None:
-        self.picture.value = png(calibration_figure(self.records, self.recipe.value, self.method.value))
+        self.picture.value = png(calibration_figure(self.records, self.recipe.value, self.method.label))
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"
@@ -170,7 +175,7 @@ def _progress(record: dict, seconds: float, count: int, total: int) -> str:
     left = seconds / count * (total - count)
     stage = STAGES.get(record["stage"], record["stage"])
     where = f"{record['module']}, {stage}, step {record['step']} of {record['of']}"
-    return f"{where}: loss {record['loss']:.3g}; {seconds:.0f} s, about {left:.0f} s left."
+    return f"{where}: loss {record['loss']:.3g}; {spoken(seconds)}, about {spoken(left)} left."
 
 
 def calibration_bench(
@@ -227,8 +232,8 @@ def method_slider(images: Mapping[str, object], before: str, after: str, at: flo
     """`image_slider` with two menus: any two of several pictures of one size, `images`: name -> picture."""
     options = {"options": list(images), "style": STYLE, "layout": Layout(width="240px")}
     controls = {
-        "left": Dropdown(value=before, description="Left", tooltip="The picture left of the line", **options),
-        "right": Dropdown(value=after, description="Right", tooltip="The picture right of the line", **options),
+        "left": Dropdown(value=before, description="Left", tooltip="The picture left of the line" + KEYS, **options),
+        "right": Dropdown(value=after, description="Right", tooltip="The picture right of the line" + KEYS, **options),
         "percent": _line(at),
     }
     draw = lambda left, right, percent: plots.split(images[left], images[right], percent / 100, (left, right))

@@ -19,7 +19,7 @@ from ..layers import QuantAttention, QuantLayer
 from ..observe import Stats
 from ..quantizer import fake_quantize, grid
 from ..surgery import QuantizedSR, quantized_layers
-from .picture import STYLE, Explorer
+from .picture import KEYS, STYLE, Explorer
 
 BINS = 2**13  # of a large tensor's sample
 COARSE, FINE = 33, 9  # boundaries on each side that are tried: first, and around every good pair
@@ -100,7 +100,7 @@ def layer_explorer(stats: Stats, q: QuantizedSR | None = None, layer: str | None
     options = [(f"{i}: {name}", name) for i, name in enumerate(names, 1)]
     controls = {"layer": Dropdown(options=options, value=layer or names[0], description="Layer", style=STYLE)}
     controls["layer"].tooltip, controls["layer"].layout.width = (
-        "The layer whose input is shown, in network order",
+        "The layer whose input is shown, in network order" + KEYS,
         "560px",
     )
     if q is None:
@@ -258,7 +258,8 @@ def boundary_explorer(x: Tensor | tuple, bits: int = 4, zero_point: str = "integ
         "zero_point": Dropdown(options=["integer", "real"], value=zero_point, description="Zero point", style=STYLE),
     }
     controls["bits"].continuous_update = False
-    controls["zero_point"].tooltip = "integer: 0 lies on the grid; real: the grid starts at the lower boundary (Eq. 3)"
+    tip = "integer: 0 lies on the grid; real: the grid starts at the lower boundary (Eq. 3)"
+    controls["zero_point"].tooltip = tip + KEYS
     shortcuts = {
         "MaxMin": lambda v: {"lower": low, "upper": high},
         "Best": lambda v: dict(zip(("lower", "upper"), best_boundaries(s, v["bits"], v["zero_point"]))),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ipywidgets import HTML, Button, HBox, Image, Layout, VBox, Widget
 
 STYLE = {"description_width": "initial"}
+KEYS = "; the space bar opens the menu"  # JupyterLab keeps the arrow keys of a closed one (ipywidgets issue 3912)
 
 
 def png(fig) -> bytes:
