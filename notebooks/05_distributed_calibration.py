@@ -3,7 +3,7 @@
 #
 # **The question.** PassionSR trains its quantizers module by module (DQC, section 3.4): the encoder on its latent
 # (Eq. 8), then the UNet and the decoder (Eq. 10), each on the quantized output of what precedes it; in each module
-# first LET, then the boundaries. What does that gain over training everything at once on the final image, and what does
+# first LET, with the boundaries re-initialised as it moves, then the boundaries alone. What does that gain over training everything at once on the final image, and what does
 # it cost?
 #
 # **What you will see.** DQC's stages as rows of data; the loss of each module with and without DQC (the paper's
@@ -44,6 +44,8 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="provenance
 # ## The stages
 # A method is a list of stages; one loop runs them all. `module` says whose output the loss compares and whose
 # parameters are trained, `train` which ones: LET's scales and shifts ("transform") or LBQ's boundaries ("bounds").
+# Boundaries are fractions of the range, so they are re-initialised at every step of stage 1 by LET itself; what stage 1
+# trains of them are the fractions. `passionsr-strict` leaves these at rest until stage 2, as the paper has it.
 
 # %%
 stages = [

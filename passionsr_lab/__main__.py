@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
         "--methods", default="maxmin,lbq,lbq+let,passionsr-strict,passionsr", help="(default: %(default)s)"
     )
     cmp.add_argument("--seeds", type=int, default=1, help="how many seeds (default: %(default)s)")
-    cmp.add_argument("--epochs", type=int, default=2, help="(default: %(default)s)")
+    cmp.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
     cmp.add_argument("--cache", type=Path, help="folder in which finished runs are kept")
     cmp.add_argument("--csv", type=Path, help="also write the table there, and every run beside it (NAME_runs.csv)")
 

@@ -12,8 +12,8 @@ from typing import Callable, Iterable
 from .files import write_json
 
 DEFAULTS = {
-    "model": "tiny", "recipe": "W6A6", "method": "passionsr", "seed": 0, "epochs": 2, "batch": 4,
-    "pairs": 16, "size": 96, "test_pairs": 8, "test_size": 192,
+    "model": "tiny", "recipe": "W6A6", "method": "passionsr", "seed": 0, "epochs": 4, "batch": 4,
+    "pairs": 16, "size": 64, "test_pairs": 8, "test_size": 128,
 }  # fmt: skip
 NEUTRAL = {"maxmin": ("epochs", "batch"), "let": ("epochs", "batch")}  # settings that a method does not use
 

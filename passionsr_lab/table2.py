@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FULL = "W32A32"
 FULL_METHODS = ("FP", "PassionSR-FP")  # with the prompt branch, and without
 LABELS = {"maxmin": "MaxMin", "let": "LET", "lbq": "LBQ", "lbq+let": "LBQ+LET", "passionsr": "PassionSR"}
+LABELS["passionsr-strict"] = "PassionSR, strict stages"
 CITED = {"FP": "OSEDiff"}  # the paper's name of a method, where it has another
 HEADS = {
     "psnr_y": "PSNR", "ssim_y": "SSIM", "lpips": "LPIPS", "dists": "DISTS", "niqe": "NIQE", "musiq": "MUSIQ",

@@ -60,7 +60,7 @@ def embedded():
     def get(recipe, method):
         if (recipe, method) not in made:
             q = quantize(full, recipe)
-            frame = calibrate(q, bundled("calibration", 4, 48), method, epochs=2, batch=2)
+            frame = calibrate(q, bundled("calibration", 4, 48), method, epochs=4, batch=2)
             made[recipe, method] = frame, np.mean([psnr(q(lr), y) for lr, y in zip(lrs, tests)])
         return made[recipe, method]
 

@@ -20,6 +20,7 @@ from .picture import KEYS, STYLE, Explorer, png
 from .progress import spoken
 
 NAMES = {"maxmin": "MaxMin", "let": "LET", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
+NAMES["passionsr-strict"] = "PassionSR, strict stages"
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
 
