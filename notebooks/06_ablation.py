@@ -64,7 +64,7 @@ print(f"Full precision: PSNR-Y {live.psnr_y_full.iloc[0]:.2f} dB, SSIM-Y {live.s
 live.set_index("method")[list(columns)].rename(columns=columns).round(3)
 
 # %%
-live_figure = plots.ablation(live, heading=f"Four methods at {RECIPE}, a short live run")
+live_figure = plots.ablation(live, heading=f"Methods at {RECIPE}, a short live run")
 plots.save(live_figure, "ablation_live", FIGURES)
 live_figure
 

@@ -208,7 +208,7 @@ def test_presets_state_what_they_are():
         ("W8A8", 8, 8), ("W6A6", 6, 6), ("W4A4", 4, 4)
     ]  # fmt: skip
     assert replace(W6A6, **OFFICIAL).alpha == 0.3
-    assert METHODS.keys() == {"maxmin", "let", "lbq", "lbq+let", "passionsr"}
+    assert METHODS.keys() == {"maxmin", "let", "lbq", "lbq+let", "passionsr", "passionsr-strict"}
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_settings_that_a_method_does_not_use_do_not_count():
     assert key(base | {"epochs": 4}) == key(base | {"epochs": 9})
     other = base | {"method": "lbq"}
     assert key(other | {"epochs": 4}) != key(other | {"epochs": 9})
-    keys = [base, base | {"seed": 1}, base | {"recipe": "W4A4"}, base | {"size": 64}, base | {"pairs": 3}, other]
+    keys = [base, base | {"seed": 1}, base | {"recipe": "W4A4"}, base | {"size": 128}, base | {"pairs": 3}, other]
     assert len({key(c) for c in keys}) == len(keys)
 
 
