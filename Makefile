@@ -3,7 +3,7 @@
 # make lab       JupyterLab on the notebooks
 # make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about 15
 #                minutes on 2 cores); screenshots in build/browser/
-# make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about an hour on 2 cores)
+# make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

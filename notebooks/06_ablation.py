@@ -126,7 +126,7 @@ table[wanted].round(3) if table is not None else None
 
 # %%
 if runs is not None:
-    whole = plots.ablation(runs, heading="Four methods at three widths, on the embedded model")
+    whole = plots.ablation(runs, heading="Methods at three widths, on the embedded model")
     plots.save(whole, COMMITTED, FIGURES)
 whole if runs is not None else None
 

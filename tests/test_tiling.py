@@ -281,6 +281,7 @@ def peak(pipe, lr, tiling):
 
 
 @RESETS
+@pytest.mark.slow
 def test_a_taller_picture_takes_no_more_memory(known):
     lr = torch.rand(1, 3, 2048, 96)  # 38 MB come out
     peak(known, lr[..., :256, :], Tiling(64))

@@ -75,6 +75,7 @@ def test_a_stopped_run_goes_on_exactly_and_the_seed_decides(photographs, tmp_pat
     assert told(Training(photographs, 1, SHORT).run()) != records
 
 
+@pytest.mark.slow
 def test_steps_on_one_batch_lower_its_loss(photographs):
     work = Training(photographs, 0, (Phase("one", 40, 32, 2, 5e-4, 3e-4, horizon=400),))
     batch = work.crops.batch(work.phases[0], work.rng)
