@@ -23,8 +23,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# One thread: the tests' tensors are so small that a second one would mostly wait.
 unit: $(READY)
-	$(BIN)/python -m pytest --doctest-modules
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules
 
 notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks

