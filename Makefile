@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
+export OMP_WAIT_POLICY = passive# threads that wait by spinning slow whatever else the machine does, tenfold
 export PYTHONWARNINGS = ignore::DeprecationWarning
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
