@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
-export OMP_WAIT_POLICY = passive# threads that wait by spinning slow whatever else the machine does, tenfold
 export PYTHONWARNINGS = ignore::DeprecationWarning
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
@@ -24,12 +23,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# One thread: the tests' tensors are so small that a second one would mostly wait.
+# Tests and notebooks run on one thread: their tensors are so small that a second one would mostly wait.
 unit: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules
 
 notebooks: $(READY)
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
 	$(BIN)/python -m passionsr_lab.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)
