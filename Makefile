@@ -23,12 +23,12 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Tests and notebooks run on one thread: their tensors are so small that a second one would mostly wait.
+# Tests and notebooks run in two processes of one thread each: tensors are so small that a second thread mostly waits.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules
 
 notebooks: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
 	$(BIN)/python -m passionsr_lab.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)

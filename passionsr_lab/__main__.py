@@ -232,16 +232,6 @@ def _stopping() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _pairs(images: str, count: int | None, size: int, seed: int) -> list:
-    from .data import bundled, folder_pairs
-
-    if count is not None and count < 1:
-        raise ValueError(f"--pairs is at least 1, not {count}.")
-    if images == "bundled":
-        return bundled("calibration", count, size, seed)
-    return folder_pairs(images, count, size, seed)
-
-
 def upscale(options) -> tuple[int, dict]:
     """`upscale INPUT OUTPUT`."""
     from .colour import require_fix
@@ -295,24 +285,20 @@ def _tiling(tile: int | None, overlap: int | None, pipe):
 def calibrate(options) -> tuple[int, dict]:
     """`calibrate --recipe R --method M --images DIR --out DIR`."""
     from .calibrate import Calibration
+    from .data import chosen_pairs
     from .surgery import load, quantize, save
 
     start = time.perf_counter()
     quantized = quantize(load(options.model), options.recipe)
     recipe = quantized.recipe.name
-    pairs = _pairs(options.images, options.pairs, options.size, options.seed)
+    pairs = chosen_pairs(options.images, options.pairs, options.size, options.seed)
     work = Calibration(quantized, pairs, options.method, options.epochs, options.batch, options.seed)
-    checkpoint = options.out / "unfinished.pt"
-    if checkpoint.exists():
-        work.resume(checkpoint)
-    saved, peak = time.monotonic(), 0
+    checkpoint, peak = options.out / "unfinished.pt", 0
     with _stopping() as stopped:
-        for record in _progress(work.run(), work.total, f"{options.method} {recipe}"):
+        for record in _progress(work.run(keep=checkpoint), work.total, f"{options.method} {recipe}"):
             peak = max(peak, record["peak_bytes"])
-            if stopped() or record["event"] == "end" or time.monotonic() - saved > 60:
-                work.save(checkpoint)
-                saved = time.monotonic()
             if stopped():
+                work.save(checkpoint)
                 raise KeyboardInterrupt
     save(quantized, options.out)
     checkpoint.unlink(missing_ok=True)
@@ -380,15 +366,12 @@ def evaluate(options) -> tuple[int, dict]:
     """`evaluate --images DIR`."""
     import numpy as np
 
-    from .data import bundled, folder_pairs, upsample
+    from .data import chosen_pairs, upsample
     from .metrics import psnr_y
     from .surgery import load
 
     pipe = load(options.model, prompt=options.prompt)
-    if options.images == "bundled":
-        pairs = bundled("test", options.pairs, options.size, options.seed)
-    else:
-        pairs = folder_pairs(options.images, options.pairs, options.size, options.seed)
+    pairs = chosen_pairs(options.images, options.pairs, options.size, options.seed, split="test")
     ours, bicubic = [], []
     for pair in _progress(pairs, len(pairs), "evaluate"):
         ours.append(psnr_y(pipe(pair.lr), pair.hr))

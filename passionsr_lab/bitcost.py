@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from .config import MODULES, Recipe
+from .config import MODULES, Recipe, applies
 from .cost import COUNTED_BY_PAPER, PRODUCTS, count
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def bit_cost(
     act_bits: int,
     keep: Mapping[str, int] | None = None,
     modules: Iterable[str] = MODULES,
-    attention: bool = True,
+    attention: bool | tuple[str, ...] = True,
 ) -> dict[str, float]:
     """Size and bit operations of a quantized pipeline, exceptions and the quantizers' own numbers included.
 
@@ -119,7 +119,7 @@ def bit_cost(
         keep: fnmatch patterns of layer names -> bits of weights and activations there; the last match decides.
             An attention product goes by its attention's name, without `.qk` or `.av`.
         modules: what is quantized; the rest has 32 bits.
-        attention: whether the attention products are quantized.
+        attention: whether the attention products are quantized: everywhere, or where a pattern matches.
 
     Returns:
         bytes; bit_operations per image; weight_bits, the average over weights; act_bits, the average over MACs.
@@ -154,10 +154,12 @@ def _owner(row) -> str:
     return row.layer.rpartition(".")[0] if row.kind in PRODUCTS else row.layer
 
 
-def _bits(row, default: tuple[int, int], keep: dict, modules: tuple[str, ...], attention: bool) -> tuple[int, int]:
+def _bits(
+    row, default: tuple[int, int], keep: dict, modules: tuple[str, ...], attention: bool | tuple[str, ...]
+) -> tuple[int, int]:
     """Bits of the two factors that a row multiplies."""
     product = row.kind in PRODUCTS
-    if row.module not in modules or not (row.weights or (product and attention)):
+    if row.module not in modules or not (row.weights or (product and applies(attention, _owner(row)))):
         return 32, 32
     kept = [bits for pattern, bits in keep.items() if fnmatchcase(_owner(row), pattern)]
     weight, act = (kept[-1], kept[-1]) if kept else default

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -25,6 +25,7 @@ from .memory import Peak, Remade, checkpointing
 from .surgery import QuantizedSR, fingerprint, load_state, mode, parameters, pieces, quantized_layers, state
 
 RATES = {"transform": 1e-2, "bounds": 1e-2}  # steps of log scale and of range-relative boundaries
+SAVE_EVERY = 60  # seconds between two states that a run keeps
 
 
 class Calibration:
@@ -87,15 +88,34 @@ class Calibration:
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
-    def run(self) -> Iterator[dict]:
+    def run(self, keep: str | Path | None = None) -> Iterator[dict]:
         """Records: event, module, stage, step, of, first, loss, lr, seconds, peak_bytes, reverted.
 
         Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs before and after the
         stage, `first` is the one before.  A stage that ends above its start is taken back.
+
+        Args:
+            keep: a file to go on from if it is there, and to save the state in about every minute and after a stage.
         """
-        with checkpointing(self.pipe.unet, self.pipe.vae) if self.lean else nullcontext():
+        if keep is not None and Path(keep).exists():
+            self.resume(keep)
+        saved = time.monotonic()
+        with self._placed():
+            for record in self._run():
+                if keep is not None and (record["event"] == "end" or time.monotonic() - saved > SAVE_EVERY):
+                    self.save(keep)
+                    saved = time.monotonic()
+                yield record
+
+    @contextmanager
+    def _placed(self) -> Iterator[None]:
+        """With `lean`, what saves memory is on; at the end every module is back on the device."""
+        if not self.lean:
+            yield
+            return
+        with checkpointing(self.pipe.unet, self.pipe.vae):
             try:
-                yield from self._run()
+                yield
             finally:
                 self._place("all")
 
@@ -116,12 +136,9 @@ class Calibration:
 
     def _run_stage(self, stage: Stage) -> Iterator[dict]:
         inputs, targets = self._chain(stage.module)
-        scope = pieces(self.pipe, stage.module)
         if self.step == 0 and self.method.distributed and stage is self._first_of(stage.module):
             self._observe(stage.module, inputs)
-        self._place(stage.module)
-        trained = {kind: parameters(scope, kind) for kind in stage.train}
-        optimizer = torch.optim.Adam([{"params": p, "kind": kind} for kind, p in trained.items()], lr=0.0)
+        optimizer = self._optimizer(stage)
         steps = self._steps(stage, inputs)
         if self._optimizer_state is not None:
             optimizer.load_state_dict(self._optimizer_state)
@@ -130,14 +147,10 @@ class Calibration:
             self._before = state(self.pipe)
             yield self._record(stage, "start", self.first, len(steps))
         while self.step < len(steps):
-            with Peak(self.device) as peak:
-                start = time.perf_counter()
-                loss = self._train_step(stage.module, steps[self.step], inputs, targets, optimizer, len(steps))
-                seconds = time.perf_counter() - start
+            loss, spent = self._train_step(stage, steps[self.step], inputs, targets, optimizer, len(steps))
             self.step += 1
             self._optimizer_state = optimizer.state_dict()
-            lr = optimizer.param_groups[0]["lr"]
-            yield self._record(stage, "step", loss, len(steps), lr=lr, seconds=seconds, peak_bytes=peak.bytes)
+            yield self._record(stage, "step", loss, len(steps), **spent)
         last = self._mean_loss(stage.module, inputs, targets)
         reverted = not last < self.first
         if reverted:
@@ -151,28 +164,31 @@ class Calibration:
 
         The pipeline works afterwards, but it is not calibrated.
         """
-        with checkpointing(self.pipe.unet, self.pipe.vae) if self.lean else nullcontext():
+        with self._placed():
             self._targets()
             x, batch = self.inputs, list(range(min(self.batch, len(self.inputs))))
             for module in (m for m in MODULES if m in self.pipe.recipe.modules):
                 self._observe(module, x)
-                yield self._probed(Stage(module, ("transform", "bounds")), batch, x)
+                stage = Stage(module, ("transform", "bounds"))
+                loss, spent = self._train_step(stage, batch, x, self.full[module], self._optimizer(stage), 1)
+                yield self._record(stage, "step", loss, 1, **spent)
                 x = self._map(module, x)
-            self._place("all")
 
-    def _probed(self, stage: Stage, batch: list[int], inputs: Sequence[Tensor]) -> dict:
+    def _optimizer(self, stage: Stage) -> torch.optim.Adam:
+        """Adam over what the stage trains, with the module in its place; every step sets its own rate."""
         self._place(stage.module)
         scope = pieces(self.pipe, stage.module)
-        optimizer = torch.optim.Adam(
-            [{"params": parameters(scope, kind), "kind": kind} for kind in stage.train], lr=0.0
-        )
+        return torch.optim.Adam([{"params": parameters(scope, kind), "kind": kind} for kind in stage.train], lr=0.0)
+
+    def _train_step(self, stage: Stage, rows, inputs, targets, optimizer, total: int) -> tuple[float, dict]:
+        """The loss of a step, and its learning rate, seconds and peak memory."""
         with Peak(self.device) as peak:
             start = time.perf_counter()
-            loss = self._train_step(stage.module, batch, inputs, self.full[stage.module], optimizer, 1)
+            loss = self._descend(stage.module, rows, inputs, targets, optimizer, total)
             seconds = time.perf_counter() - start
-        return self._record(stage, "step", loss, 1, seconds=seconds, peak_bytes=peak.bytes)
+        return loss, {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "peak_bytes": peak.bytes}
 
-    def _train_step(self, module, rows, inputs, targets, optimizer, total) -> float:
+    def _descend(self, module: str, rows, inputs, targets, optimizer, total: int) -> float:
         decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / total))
         for group in optimizer.param_groups:
             group["lr"] = self.rates[group["kind"]] * decay

@@ -74,11 +74,11 @@ class Recipe:
 
     def splits(self, layer: str) -> bool:
         """Whether the layer with this name has two quantizers."""
-        return _applies(self.split, layer)
+        return applies(self.split, layer)
 
     def products(self, attention: str) -> bool:
         """Whether the products of the attention with this name are quantized."""
-        return _applies(self.attention, attention)
+        return applies(self.attention, attention)
 
     def kept(self, *patterns: str, bits: int = 8) -> Recipe:
         """The same recipe with more exceptions."""
@@ -99,7 +99,8 @@ class Recipe:
             raise ValueError(f"These are not the values of a recipe: {error}.") from None
 
 
-def _applies(setting: bool | tuple[str, ...], name: str) -> bool:
+def applies(setting: bool | tuple[str, ...], name: str) -> bool:
+    """Whether a setting of a recipe, everywhere or by patterns, holds for the layer with this name."""
     return setting if isinstance(setting, bool) else any(fnmatchcase(name, pattern) for pattern in setting)
 
 
@@ -142,9 +143,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A row of Table 4: whether LET is on, whether modules are done one by one, and the stages."""
+    """A row of Table 4: its name and how figures call it, whether LET is on, whether modules are done one by one."""
 
     name: str
+    label: str
     transform: bool
     distributed: bool
     stages: tuple[Stage, ...]
@@ -159,11 +161,11 @@ def _dqc(first: tuple[str, ...]) -> tuple[Stage, ...]:
 METHODS = {
     m.name: m
     for m in (
-        Method("maxmin", False, False, ()),
-        Method("let", True, False, ()),
-        Method("lbq", False, False, (Stage("all", ("bounds",), 2.0),)),
-        Method("lbq+let", True, False, (Stage("all", ("transform", "bounds"), 2.0),)),
-        Method("passionsr", True, True, _dqc(("transform", "bounds"))),
-        Method("passionsr-strict", True, True, _dqc(("transform",))),
+        Method("maxmin", "MaxMin", False, False, ()),
+        Method("let", "LET", True, False, ()),
+        Method("lbq", "LBQ", False, False, (Stage("all", ("bounds",), 2.0),)),
+        Method("lbq+let", "LBQ + LET", True, False, (Stage("all", ("transform", "bounds"), 2.0),)),
+        Method("passionsr", "PassionSR", True, True, _dqc(("transform", "bounds"))),
+        Method("passionsr-strict", "PassionSR, strict stages", True, True, _dqc(("transform",))),
     )
 }

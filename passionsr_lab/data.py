@@ -223,6 +223,18 @@ def folder_pairs(folder: str | Path, count: int | None = None, size: int = 128, 
     return [_crop_pair(read_pair(lr, hr), size, rng) for lr, hr in chosen]
 
 
+def chosen_pairs(images: str | Path, count: int | None, size: int, seed: int, split: str = "calibration") -> list[Pair]:
+    """What a command calls its images: "bundled", of which `split` is taken (see `bundled`), or a folder of pairs or
+    photographs (see `folder_pairs`).
+
+    Raises:
+        ValueError: fewer than one pair, and what those two raise.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"The number of pairs is at least 1, not {count}.")
+    return bundled(split, count, size, seed) if images == "bundled" else folder_pairs(images, count, size, seed)
+
+
 def matching_files(left: str | Path, right: str | Path) -> list[tuple[Path, Path]]:
     """Files of two folders with the same name; `ValueError` names what only one of them has."""
     a, b = ({p.name: p for p in image_files(folder)} for folder in (left, right))

@@ -11,7 +11,6 @@ tensor of the file has its place and every place its tensor.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
+from . import checkpoint
 from .config import OFFICIAL, Recipe, recipe
 from .files import write_checkpoint
 from .layers import QuantLayer
@@ -75,23 +75,12 @@ class Released:
 
 
 def read(file: str | Path) -> Released:
-    """A released file, unpickled without running any code in it (`weights_only`).
+    """A released file, opened by `checkpoint.read`, which runs no code that is in it.
 
     Raises:
         ValueError: the file cannot be read so, is no dict of tensors, or has names that such a file does not have.
     """
-    file = Path(file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of pickle protocols
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"There is no file {file}.") from None
-    except Exception as error:  # pickle, zip and torch each raise their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{file} is not a file of tensors that can be read without running its code: {reason}"
-        ) from None
+    file, content = Path(file), checkpoint.read(file)
     if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
         raise ValueError(f"{file} is not a calibration file: it must be a dict of tensors.")
     prefix = _prefix(content)

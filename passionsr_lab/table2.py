@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from . import metrics as quality
 from .calibrate import Calibration
 from .config import METHODS, RECIPES, Recipe
 from .config import recipe as recipe_named
-from .data import Pair, bundled, folder_pairs
+from .data import Pair, chosen_pairs
 from .datasets import PairList, read_set
 from .files import replacing, write_json
 from .model import OneStepSR
@@ -33,15 +32,12 @@ if TYPE_CHECKING:
 
 FULL = "W32A32"
 FULL_METHODS = ("FP", "PassionSR-FP")  # with the prompt branch, and without
-LABELS = {"maxmin": "MaxMin", "let": "LET", "lbq": "LBQ", "lbq+let": "LBQ+LET", "passionsr": "PassionSR"}
-LABELS["passionsr-strict"] = "PassionSR, strict stages"
 CITED = {"FP": "OSEDiff"}  # the paper's name of a method, where it has another
 HEADS = {
     "psnr_y": "PSNR", "ssim_y": "SSIM", "lpips": "LPIPS", "dists": "DISTS", "niqe": "NIQE", "musiq": "MUSIQ",
     "maniqa_koniq": "MANIQA", "maniqa_pipal": "MANIQA-pipal", "clipiqa": "CLIPIQA", "fid": "FID",
 }  # fmt: skip
 DIGITS = {"PSNR": 2, "NIQE": 3, "MUSIQ": 2, "FID": 2}  # the others have 4
-SAVE_EVERY = 60  # seconds between two saved states of a calibration
 
 # Methods beyond `config.METHODS`, by name: a function (pipe, recipe, pairs, seed) -> pipeline.
 PLUGINS: dict[str, Callable[[OneStepSR, Recipe, Sequence[Pair], int], OneStepSR]] = {}
@@ -103,7 +99,7 @@ def run(plan: Plan, out: str | Path, resume: bool = False) -> Iterator[dict]:
         ValueError: `out` holds a table and `resume` is off, or a table with other settings; data or model are missing.
     """
     out, sets = Path(out), [read_set(what, plan.count, plan.crop) for what in plan.datasets]
-    pairs = _calibration_pairs(plan)
+    pairs = chosen_pairs(plan.images, plan.pairs, plan.size, plan.seed)
     settings = {key: getattr(plan, key) for key in ("pairs", "size", "epochs", "batch", "seed")}
     mark = fingerprint(load(plan.model))
     _claim(out, settings | {"model": mark, "photographs": PairList("", pairs).digest()} | versions(), resume)
@@ -126,12 +122,6 @@ def run(plan: Plan, out: str | Path, resume: bool = False) -> Iterator[dict]:
 # -- one pipeline -----------------------------------------------------------------------------------------------------
 
 
-def _calibration_pairs(plan: Plan) -> list[Pair]:
-    if plan.images == "bundled":
-        return bundled("calibration", plan.pairs, plan.size, plan.seed)
-    return folder_pairs(plan.images, plan.pairs, plan.size, plan.seed)
-
-
 def _pipeline(plan: Plan, out: Path, bits: str, method: str, pairs: list[Pair]) -> Iterator[dict]:
     """The pipeline of a row (as the generator's return value); calibrated here, or read from where it was saved."""
     if method in FULL_METHODS:
@@ -143,7 +133,7 @@ def _pipeline(plan: Plan, out: Path, bits: str, method: str, pairs: list[Pair]) 
     if not (folder / DESCRIPTION).is_file():
         quantized = quantize(pipe, wanted)
         work = Calibration(quantized, pairs, method, plan.epochs, plan.batch, plan.seed, lean=plan.device != "cpu")
-        for record in _resumed(work, folder / "unfinished.pt"):
+        for record in work.run(keep=folder / "unfinished.pt"):
             yield record | {"event": "calibrate", "bits": bits, "method": method, "total": work.total}
         save(quantized, folder)
         (folder / "unfinished.pt").unlink(missing_ok=True)
@@ -158,18 +148,6 @@ def _full(model: str, method: str) -> OneStepSR:
         return load(model, prompt=True)
     except ValueError as error:
         raise ValueError(f"{model} has no prompt branch, so leave FP out of the methods ({error})") from error
-
-
-def _resumed(work: Calibration, state: Path) -> Iterator[dict]:
-    """The calibration's records, from where `state` was saved if it was; it is saved about every minute."""
-    if state.exists():
-        work.resume(state)
-    saved = time.monotonic()
-    for record in work.run():
-        if time.monotonic() - saved > SAVE_EVERY:
-            work.save(state)
-            saved = time.monotonic()
-        yield record
 
 
 def _restored(pipe: OneStepSR, pairs) -> Iterator[tuple]:
@@ -227,7 +205,7 @@ def scores(plan: Plan, out: str | Path) -> DataFrame:
         for bits, method in plan.pipelines:
             file = _cell(Path(out), name, bits, method)
             part = pd.read_csv(file, skiprows=1, float_precision="round_trip", dtype={"name": str})
-            place = {"dataset": name, "bits": bits, "method": LABELS.get(method, method)}
+            place = {"dataset": name, "bits": bits, "method": METHODS[method].label if method in METHODS else method}
             parts.append(part.fillna({"note": ""}).assign(**place))
     frame = pd.concat(parts, ignore_index=True)
     return frame[["dataset", "bits", "method", *frame.columns.drop(["dataset", "bits", "method"])]]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from passionsr_lab import surgery
+from passionsr_lab.__main__ import main
 from passionsr_lab.calibrate import calibrate
 from passionsr_lab.compat import torchvision_importable
 from passionsr_lab.config import recipe
@@ -113,6 +114,20 @@ def calibrated(pipe, pairs):
         return made[key]
 
     return get
+
+
+@pytest.fixture
+def cli(capsys):
+    """A function (*arguments) -> (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run
 
 
 class PassThrough(torch.nn.Module):

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from passionsr_lab.__main__ import main
 from passionsr_lab.calibrate import Calibration
 from passionsr_lab.config import METHODS
 from passionsr_lab.data import read_image, to_image
@@ -44,20 +43,6 @@ def photos(tmp_path_factory):
     for i in range(3):
         picture(40 + i, 36, i).resize((80, 72)).save(folder / f"photo{i}.png")
     return folder
-
-
-@pytest.fixture
-def cli(capsys):
-    """A function (*arguments) -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def one_object(out):
@@ -253,8 +238,8 @@ def test_an_interruption_within_a_step_loses_nothing(calibrate, monkeypatch, tmp
 def test_an_unfinished_run_of_other_settings_is_not_taken_up(calibrate, monkeypatch, tmp_path):
     original = Calibration.run
 
-    def run(self):
-        for record in original(self):
+    def run(self, keep):
+        for record in original(self, keep):
             signal.raise_signal(signal.SIGINT)
             yield record
 

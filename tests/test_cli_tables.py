@@ -10,22 +10,17 @@ import pytest
 import torch
 
 from passionsr_lab import iqa
-from passionsr_lab.__main__ import main
 from passionsr_lab.data import to_image
 
 DATA = Path(os.environ.get("PASSIONSR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(cli):
     """A function (*arguments) -> (exit code, the one JSON object on standard output or None, standard error)."""
 
     def run(*arguments):
-        try:
-            code = main([*map(str, arguments), "--json"])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        out, err = capsys.readouterr()
+        code, out, err = cli(*arguments, "--json")
         strict = lambda name: pytest.fail(f"{name} is not JSON")
         return code, json.loads(out, parse_constant=strict) if out else None, err
 

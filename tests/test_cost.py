@@ -208,6 +208,11 @@ def test_products_go_by_their_attention(frame):
     without = bit_cost(frame, 6, 6, attention=False)
     macs = frame.macs[frame.kind.isin(["qk", "av"])].sum()
     assert without["bit_operations"] - plain["bit_operations"] == macs * (32 * 32 - 36)
+    vae = frame.kind.isin(["qk", "av"]) & (frame.module != "unet")
+    assert vae.any()
+    unet_only = recipe_cost(frame, replace(W6A6, attention=("unet.*",)))
+    more = unet_only["bit_operations"] - recipe_cost(frame, W6A6)["bit_operations"]
+    assert more == frame.macs[vae].sum() * (32 * 32 - 36), "the official recipes leave the VAE's products alone"
 
 
 def test_only_the_named_modules_shrink(frame):

@@ -175,7 +175,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(small, files, tmp_path, how)
         file.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, file)
-    with pytest.raises(ValueError, match="without running its code"):
+    with pytest.raises(ValueError, match="nothing in it was run"):
         official.load(small, [file])
     assert not mark.exists()
     if how != "pickle":
@@ -186,7 +186,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(small, files, tmp_path, how)
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04 half a zip"])
 def test_a_damaged_or_missing_file_is_told_in_one_sentence(tmp_path, content):
     (tmp_path / "vae.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"vae.pth is not a file of tensors"):
+    with pytest.raises(ValueError, match=r"vae.pth (is damaged or no checkpoint|was refused)"):
         official.read(tmp_path / "vae.pth")
     with pytest.raises(ValueError, match="There is no file"):
         official.read(tmp_path / "none.pth")

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import passionsr_lab
 from passionsr_lab import official
-from passionsr_lab.__main__ import main
 from passionsr_lab.config import KEEP
 from passionsr_lab.data import read_image
 from passionsr_lab.official_config import KEYS, read
@@ -90,20 +89,6 @@ def yaml(tmp_path):
         return tmp_path / name
 
     return write
-
-
-@pytest.fixture
-def cli(capsys):
-    """A function (*arguments) -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,6 @@ from ..surgery import QuantizedSR, quantize
 from .picture import KEYS, STYLE, Explorer, png
 from .progress import spoken
 
-NAMES = {"maxmin": "MaxMin", "let": "LET", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
-NAMES["passionsr-strict"] = "PassionSR, strict stages"
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
 
@@ -69,7 +67,7 @@ class CalibrationBench(VBox):
         tip = "Bits of weights and activations" + KEYS
         self.recipe = Dropdown(options=list(recipes), value=recipe, description="Bits", tooltip=tip, style=STYLE)
         tip = "MaxMin: ranges only; LBQ: boundaries; LBQ + LET: both, jointly; PassionSR: module by module (DQC)" + KEYS
-        named = [(NAMES.get(name, name), name) for name in methods]
+        named = [(METHODS[name].label, name) for name in methods]
         self.method = Dropdown(options=named, value=method, description="Method", tooltip=tip, style=STYLE)
         tip = "Passes over the pairs in each DQC stage; joint methods get twice as many"
         self.epochs = IntSlider(
