@@ -104,8 +104,8 @@ side_by_side
 # ## The loss curve that made the difference
 # Mean squared error of each module's output against full precision: $z_L$ after the encoder (Eq. 8), $z_H$ after the
 # UNet and Eq. 9 (Eq. 10), the image after the decoder. At $t = 999$ Eq. 9 multiplies the UNet's error by
-# $\sqrt{(1-\bar\alpha)/\bar\alpha} = 14.6$: the UNet's loss is the largest of the three. A cross marks a stage that did
-# not lower the loss over all pairs and was taken back.
+# $\sqrt{(1-\bar\alpha)/\bar\alpha} = 14.6$: the UNet's loss is the largest of the three. A cross marks a stage whose
+# steps together raised the loss over all pairs: it goes back along its way until the loss is below where it began.
 
 # %%
 recipe = RECIPES[-1]
@@ -145,5 +145,5 @@ gain = table["PSNR to full precision (dB)"].unstack("method")
 gain = (gain["PassionSR"] - gain["MaxMin"]).dropna()
 ends = pd.concat([records[r, "PassionSR"] for r in RECIPES]).query("event == 'end'")
 assert (gain > 2).all(), f"PassionSR is not 2 dB over MaxMin everywhere: {gain.to_dict()}"
-assert np.isfinite(ends.loss).all() and not ends.reverted.all(), "No stage of DQC lowered its loss"
+assert np.isfinite(ends.loss).all() and (ends.loss < ends["first"]).any(), "No stage of DQC lowered its loss"
 print("PassionSR over MaxMin:", ", ".join(f"{bits} {db:+.1f} dB" for bits, db in gain.items()))

@@ -23,7 +23,7 @@ from IPython.display import display
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
 from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.surgery import load_state, parameters, pieces, state
+from passionsr_lab.surgery import load_state, mode, parameters, pieces, state
 from passionsr_lab.tables import provenance
 
 # %% tags=["parameters"]
@@ -32,7 +32,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPE = "W6A6"
 METHODS = {"passionsr": "DQC", "lbq+let": "joint"}  # name in the library: name in the figures
 PAIRS, SIZE = 12, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 4, 4, 0  # the joint calibration gets twice the epochs: as many updates of each module as DQC
+EPOCHS, BATCH, SEED = 4, 4, 0  # joint calibration makes as many updates of modules as DQC in sum
 TESTS, TEST_SIZE = 4, 128
 EVERY = 6  # steps between two measurements
 FIGURES = figures_folder()
@@ -49,7 +49,9 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="provenance
 
 # %%
 stages = [
-    (METHODS[m], s.module, " + ".join(s.train), round(EPOCHS * s.share)) for m in METHODS for s in lab.METHODS[m].stages
+    (METHODS[m], s.module, " + ".join(s.train), max(1, round(EPOCHS * s.share)))
+    for m in METHODS
+    for s in lab.METHODS[m].stages
 ]
 pd.DataFrame(stages, columns=["calibration", "module", "trains", "epochs"])
 
@@ -136,15 +138,17 @@ saved = plots.save(figure5, "dqc_loss", FIGURES)
 # With DQC each module is led to its own full-precision output, and an error made before it is its to correct. Joint
 # training only sees the final image: it lets the latents move away from the full-precision ones where that helps the
 # image, so its losses of encoder and UNet may rise while that of the decoder falls. The marks are losses over all
-# pairs, before and after a stage; a cross is a stage that did not lower the loss and was taken back.
+# pairs, before and after a stage; a cross is a stage that went back along its way, because its end was not below its
+# start.
 
 # %% [markdown]
 # ## Quality against time
 # Both curves start at LET's initialisation (not quite at the same quality: DQC takes a module's ranges on what the
-# quantized modules before it give, joint training on what full precision gives) and end after the same number of updates of every module. A step of DQC runs
-# through one module and trains one kind of parameter, a joint step runs through all three and trains both. On the left
-# they are compared at equal steps, counted as updates of every module; on the right at equal seconds. The clock counts
-# training steps only. The rings stand where the first of the two ended.
+# quantized modules before it give, joint training on what full precision gives) and end after the same number of
+# updates of modules: a joint step updates three of them, a step of DQC one. DQC spends more of its updates on the later
+# modules, which also make good what the earlier ones did. On the left they are compared at equal steps, counted as
+# updates of all three modules; on the right at equal seconds. The clock counts training steps only. The rings stand
+# where the first of the two ended.
 
 # %%
 heading = f"DQC against joint calibration at {RECIPE}: quality after equal steps and after equal seconds"
@@ -164,7 +168,8 @@ def kept_for_backward(work, module, kinds):
     """Bytes of activations that one step of this stage saves for its backward pass."""
     inputs = work.inputs if module in ("all", "encoder") else work.full[{"unet": "encoder", "decoder": "unet"}[module]]
     forward = {"encoder": work.pipe.encode, "unet": work.pipe.denoise, "decoder": work.pipe.decode}
-    trained, seen = [p for kind in kinds for p in parameters(pieces(work.pipe, module), kind)], {}
+    scope, seen = pieces(work.pipe, module), {}
+    trained = [p for kind in kinds for group in parameters(scope, kind).values() for p in group]
 
     def pack(tensor):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -216,6 +221,24 @@ for run, part in parts.items():
     )
 comparison = pd.DataFrame(rows).set_index("calibration")
 comparison.round(2).T
+
+# %% [markdown]
+# ## Each module alone
+# The same two calibrations, with one module in low bits and the other two in full precision, against all three in low
+# bits. What joint training has made is meant to work together: errors of its modules may cancel each other, which DQC,
+# that leads each module to its own full-precision output, never aims at.
+
+
+# %%
+def alone(q, module):
+    """PSNR (dB) against full precision on the test pictures with this module alone in low bits."""
+    with mode(q, "float"), mode(pieces(q, module), "quantized"):
+        return widgets.fidelity(q, tests, full)
+
+
+apart = {run: {m: alone(work.pipe, m) for m in ("encoder", "unet", "decoder")} for run, work in works.items()}
+apart = pd.DataFrame(apart).T.assign(all=comparison["PSNR, equal steps (dB)"])
+apart.rename_axis("PSNR (dB)").round(2)
 
 # %% [markdown]
 # ## Your turn

@@ -104,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
     cal.add_argument(
         "--size", type=int, default=128, help="HR pixels of a crop, and of the tiles it is for (default: %(default)s)"
     )
-    cal.add_argument("--epochs", type=int, default=4, help="passes over the pairs per stage (default: %(default)s)")
+    cal.add_argument(
+        "--epochs", type=int, default=4, help="passes over the pairs, times the share of a stage (default: %(default)s)"
+    )
     cal.add_argument("--batch", type=int, default=4, help="pairs per step (default: %(default)s)")
     cal.add_argument("--seed", type=int, default=0, help="of crops, degradation and order (default: %(default)s)")
 

@@ -24,7 +24,8 @@ from .layers import Range
 from .memory import Peak, Remade, checkpointing
 from .surgery import QuantizedSR, fingerprint, load_state, mode, parameters, pieces, quantized_layers, state
 
-RATES = {"transform": 1e-2, "bounds": 1e-2}  # steps of log scale and of range-relative boundaries
+RATES = {"transform": 3e-2, "bounds": 0.5}  # steps of log scale, and of boundaries in steps of their grid
+KEPT = (1.0, 0.5, 0.25, 0.125)  # the shares of a stage's way that are tried at its end, longest first
 SAVE_EVERY = 60  # seconds between two states that a run keeps
 
 
@@ -35,10 +36,12 @@ class Calibration:
         pipe: what `quantize` returned; it is calibrated in place.
         pairs: `Pair`s or (lr, hr) tuples; only the LR images are used, the targets are the full-precision model's.
         method: "maxmin", "let", "lbq", "lbq+let", "passionsr" or "passionsr-strict" (config.METHODS).
-        epochs: passes over the pairs in each DQC stage; the joint methods get twice as many in their one stage.
+        epochs: passes over the pairs in a stage of share 1 (`config.METHODS`).  The joint methods pass twice as often;
+            DQC passes once over the encoder, twice over the UNet and three times over the decoder: as many updates.
         batch: pairs per step; images of different sizes are never mixed.
         seed: of the order of the pairs.
-        rates: learning rates of Adam for "transform" and "bounds", in relative units; they fall by a cosine to 5 %.
+        rates: learning rates of Adam for "transform" (of the log scale, and of the shift in half ranges) and "bounds"
+            (in steps of the quantizer's grid, so one rate suits every width); they fall by a cosine to 5 %.
         lean: for full-size models: gradient checkpointing, only the module at work on the device, and of every pair
             only the LR image and the latents are kept; what has the image's size is made again when it is needed.
             The numbers are the same.
@@ -89,10 +92,11 @@ class Calibration:
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def run(self, keep: str | Path | None = None) -> Iterator[dict]:
-        """Records: event, module, stage, step, of, first, loss, lr, seconds, peak_bytes, reverted.
+        """Records: event, module, stage, step, of, first, loss, lr, seconds, peak_bytes, kept.
 
         Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs before and after the
-        stage, `first` is the one before.  A stage that ends above its start is taken back.
+        stage, `first` is the one before.  A stage that would end above its start goes back along its way: `kept` is the
+        share of the way that is left, 0 if it was taken back wholly.
 
         Args:
             keep: a file to go on from if it is there, and to save the state in about every minute and after a stage.
@@ -151,13 +155,25 @@ class Calibration:
             self.step += 1
             self._optimizer_state = optimizer.state_dict()
             yield self._record(stage, "step", loss, len(steps), **spent)
-        last = self._mean_loss(stage.module, inputs, targets)
-        reverted = not last < self.first
-        if reverted:
-            load_state(self.pipe, self._before)
-        end = self._record(stage, "end", self.first if reverted else last, len(steps), reverted=reverted)
+        last, kept = self._settle(stage.module, inputs, targets)
+        end = self._record(stage, "end", last, len(steps), kept=kept)
         self.ends = [*self.ends[: self.stage], end]
         yield end
+
+    def _settle(self, module: str, inputs: list[Tensor], targets: list[Tensor]) -> tuple[float, float]:
+        """Goes back along the stage's way until the loss is below the stage's first: that loss, the share kept.
+
+        At 4 bits the loss is a sawtooth in the boundaries, and steps that each follow the gradient can climb; a part
+        of their way nearly always descends.
+        """
+        after = state(self.pipe)
+        for kept in KEPT:
+            load_state(self.pipe, {k: _between(self._before[k], after[k], kept) for k in after})
+            loss = self._mean_loss(module, inputs, targets)
+            if loss < self.first:
+                return loss, kept
+        load_state(self.pipe, self._before)
+        return self.first, 0.0
 
     def probe(self) -> Iterator[dict]:
         """One step of each module's LET and LBQ together and no more, to see what steps take: a "step" record each.
@@ -178,7 +194,8 @@ class Calibration:
         """Adam over what the stage trains, with the module in its place; every step sets its own rate."""
         self._place(stage.module)
         scope = pieces(self.pipe, stage.module)
-        return torch.optim.Adam([{"params": parameters(scope, kind), "kind": kind} for kind in stage.train], lr=0.0)
+        groups = [(self.rates[kind] * unit, p) for kind in stage.train for unit, p in parameters(scope, kind).items()]
+        return torch.optim.Adam([{"params": p, "rate": rate} for rate, p in groups], lr=0.0)
 
     def _train_step(self, stage: Stage, rows, inputs, targets, optimizer, total: int) -> tuple[float, dict]:
         """The loss of a step, and its learning rate, seconds and peak memory."""
@@ -191,7 +208,7 @@ class Calibration:
     def _descend(self, module: str, rows, inputs, targets, optimizer, total: int) -> float:
         decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.step / total))
         for group in optimizer.param_groups:
-            group["lr"] = self.rates[group["kind"]] * decay
+            group["lr"] = group["rate"] * decay
             for p in group["params"]:
                 p.requires_grad_(True)
         x, y = (torch.cat([cache[i] for i in rows]) for cache in (inputs, targets))
@@ -209,7 +226,7 @@ class Calibration:
     def _record(self, stage: Stage, event: str, loss: float, of: int, **more) -> dict:
         return {
             "event": event, "module": stage.module, "stage": "+".join(stage.train), "step": self.step, "of": of,
-            "first": self.first, "loss": loss, "lr": 0.0, "seconds": 0.0, "peak_bytes": 0, "reverted": False,
+            "first": self.first, "loss": loss, "lr": 0.0, "seconds": 0.0, "peak_bytes": 0, "kept": 1.0,
         } | more  # fmt: skip
 
     def _measured(self, module: str, stage: str) -> dict:
@@ -342,6 +359,11 @@ class Calibration:
             "epochs": self.epochs, "batch": self.batch, "seed": self.seed, "rates": dict(self.rates),
             "model": fingerprint(self.pipe),
         }  # fmt: skip
+
+
+def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
+    """From `start` by a share of the way to `end`; what did not move (an infinite range among it) stays."""
+    return end if share == 1 else torch.where(start == end, end, start + share * (end - start))
 
 
 def calibrate(

@@ -133,7 +133,7 @@ class Stage:
 
     module: "encoder", "unet" or "decoder" (loss of Eq. 8 or 10), or "all" (joint, loss on the final image).
     train: some of "transform" (LET) and "bounds" (LBQ).
-    share: the part of the epochs that this stage gets.
+    share: epochs of this stage, in units of the calibration's `epochs`.
     """
 
     module: str
@@ -152,8 +152,11 @@ class Method:
     stages: tuple[Stage, ...]
 
 
+SHARES = {"encoder": (0.75, 0.25), "unet": (1.5, 0.5), "decoder": (2.5, 0.5)}  # of DQC's two stages; in sum 2 each
+
+
 def _dqc(first: tuple[str, ...]) -> tuple[Stage, ...]:
-    return tuple(Stage(module, train) for module in MODULES for train in (first, ("bounds",)))
+    return tuple(Stage(m, train, share) for m in MODULES for train, share in zip((first, ("bounds",)), SHARES[m]))
 
 
 # Boundaries are fractions of a range that LET moves, so stage 1 re-initialises them at every step.  "passionsr" lets

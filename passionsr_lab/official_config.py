@@ -177,7 +177,7 @@ class _Reader:
         epochs = [self._get(f"quantize_config.{stage}{'.' * bool(stage)}cali_epochs", int) for stage in own]
         if len(set(epochs)) > 1:
             told = ", ".join(f"{stage}.cali_epochs {n}" for stage, n in zip(own, epochs))
-            raise ValueError(f"quantize_config has different epochs ({told}); here all stages have as many.")
+            raise ValueError(f"quantize_config has different epochs ({told}); here one number serves all stages.")
         return {
             "model": "osediff", "recipe": self._recipe(blocks), "method": "passionsr",
             "images": self._get("cali_img_path", str), "pairs": None,

@@ -87,6 +87,7 @@ class BoundaryQuantizer(nn.Module):
         if zero_point not in ZERO_POINTS:
             raise ValueError(f"zero_point is one of {ZERO_POINTS}, not {zero_point!r}.")
         self.bits, self.zero_point = bits, zero_point
+        self.unit = 1 / (2**bits - 1)  # of training's rate: a step of the grid, as a part of the range
         self.trim = nn.Parameter(torch.zeros(2, *shape))
 
     def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,10 +116,14 @@ def pieces(pipe: OneStepSR, module: str) -> nn.ModuleList:
     return nn.ModuleList(piece for name in names for piece in parts(pipe)[name].values())
 
 
-def parameters(module: nn.Module, kind: str) -> list[nn.Parameter]:
-    """The parameters of LET ("transform") or LBQ ("bounds") in a module."""
+def parameters(module: nn.Module, kind: str) -> dict[float, list[nn.Parameter]]:
+    """The parameters of LET ("transform") or LBQ ("bounds") in a module, by the `unit` of what they belong to."""
     owner = {"transform": EquivalentTransform, "bounds": BoundaryQuantizer}[kind]
-    return [p for m in module.modules() if isinstance(m, owner) for p in m.parameters()]
+    found: dict[float, list[nn.Parameter]] = {}
+    for m in module.modules():
+        if isinstance(m, owner):
+            found.setdefault(m.unit, []).extend(m.parameters())
+    return found
 
 
 @contextmanager

@@ -17,6 +17,8 @@ class EquivalentTransform(nn.Module):
     `reach` is the channel's half range; so one learning rate suits every layer.  Without `shift` the offset is fixed.
     """
 
+    unit = 1.0  # of training's rate
+
     def __init__(self, channels: int, shift: bool = True):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(channels))

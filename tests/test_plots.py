@@ -45,14 +45,14 @@ PICTURES = {"HR": HR, "LR": HR[::4, ::4], "MaxMin": HR * 0.8, "PassionSR": HR * 
 BOX = (20, 12, 24, 16)
 
 
-def records(run="with DQC", modules=("encoder", "unet", "decoder"), steps=40, reverted=False):
+def records(run="with DQC", modules=("encoder", "unet", "decoder"), steps=40, kept=1.0):
     rows = []
     for module in modules:
         for stage in ("transform", "bounds"):
-            rows.append(("start", module, stage, 0, 0.02, False))
-            rows += [("step", module, stage, i + 1, 0.02 * 0.97**i * (1 + i % 3), False) for i in range(steps)]
-            rows.append(("end", module, stage, steps, 0.006, reverted))
-    frame = pd.DataFrame(rows, columns=["event", "module", "stage", "step", "loss", "reverted"])
+            rows.append(("start", module, stage, 0, 0.02, 1.0))
+            rows += [("step", module, stage, i + 1, 0.02 * 0.97**i * (1 + i % 3), 1.0) for i in range(steps)]
+            rows.append(("end", module, stage, steps, 0.006, kept))
+    frame = pd.DataFrame(rows, columns=["event", "module", "stage", "step", "loss", "kept"])
     return frame.assign(of=steps, run=run)
 
 
@@ -86,7 +86,7 @@ FIGURES = {
     "comparison in a column": lambda: plots.comparison(
         PICTURES, BOX, width=plots.COLUMN, heading="A long heading " * 5
     ),
-    "loss": lambda: plots.loss_curves(pd.concat([records(), records("without", ("all",), reverted=True)])),
+    "loss": lambda: plots.loss_curves(pd.concat([records(), records("without", ("all",), kept=0.0)])),
     "loss of one module": lambda: plots.loss_curves(records(modules=("unet",)).drop(columns="run")),
     "quality": lambda: plots.quality_over_time(TIMES),
     "quality at equal steps": lambda: plots.quality_over_time(TIMES.assign(updates=TIMES.seconds // 1)),
@@ -382,9 +382,11 @@ def test_a_stage_taken_back_is_marked():
     def marks(fig):
         return {line.get_marker() for ax in fig.axes for line in ax.lines if len(line.get_xdata()) == 1}
 
-    assert "X" in marks(plots.loss_curves(records(reverted=True)))
     assert "X" not in marks(plots.loss_curves(records()))
-    assert "stage taken back" in [t.get_text() for t in plots.loss_curves(records(reverted=True)).legends[0].texts]
+    for kept in (0.0, 0.5):
+        fig = plots.loss_curves(records(kept=kept))
+        words = [t.get_text() for t in fig.legends[0].texts]
+        assert "X" in marks(fig) and "stage taken back, partly or wholly" in words
 
 
 @pytest.mark.parametrize("count", [1, 2, 20, 60])
@@ -395,7 +397,7 @@ def test_a_run_in_progress_has_curves(count):
 
 
 def test_ranges_alone_have_a_level():
-    record = {"event": "end", "module": "all", "stage": "ranges", "step": 0, "of": 0, "loss": 0.1, "reverted": False}
+    record = {"event": "end", "module": "all", "stage": "ranges", "step": 0, "of": 0, "loss": 0.1, "kept": 1.0}
     plots.loss_curves(pd.DataFrame([record])).draw_without_rendering()
 
 

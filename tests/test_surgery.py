@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -222,7 +223,7 @@ def test_load_gives_what_was_saved_to_the_last_bit(pipe, pairs, lr, tmp_path, op
     q = quantize(pipe, replace(W4A4, **options))
     calibrate(q, pairs[:2], "let")
     torch.manual_seed(0)
-    for p in (*parameters(q, "bounds"), *parameters(q, "transform")):
+    for p in chain(*parameters(q, "bounds").values(), *parameters(q, "transform").values()):
         p.data += 0.05 * torch.rand_like(p)
     back = load(save(q, tmp_path), pipe)
     assert back.recipe == q.recipe and back.history == json.loads(json.dumps(q.history))

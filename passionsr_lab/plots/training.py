@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STAGES = {"transform": "LET", "bounds": "LBQ", "transform+bounds": "LET + LBQ"}  # records' words in the paper's
-BACK = {"marker": "X", "mfc": "black", "mec": "white", "ms": 6, "zorder": 4}  # the mark of a stage taken back
+BACK = {"marker": "X", "mfc": "black", "mec": "white", "ms": 6, "zorder": 4}  # the mark of a stage that was taken back
 
 
 @drawn
 def loss_curves(records: DataFrame, heading: str = "Calibration loss of each module", smooth: int | None = None):
     """Loss at every step, logarithmic; one panel per module, its stages as bands, runs on top of each other.
 
-    Hollow and filled marks are the loss over all pairs before and after a stage; a cross is a stage that was taken
-    back.  The thin line is each step's own batch, the thick one its running mean.
+    Hollow and filled marks are the loss over all pairs before and after a stage; a cross where a stage was taken
+    back, partly or wholly.  The thin line is each step's own batch, the thick one its running mean.
 
     Args:
-        records: what `calibrate` returns (columns event, module, stage, step, of, loss; `reverted` if there is one),
+        records: what `calibrate` returns (columns event, module, stage, step, of, loss; `kept` if there is one),
             of one run or of several with their names in a column `run`.  A run in progress is fine.
         heading: the figure's title.
         smooth: steps in the running mean; by default a twentieth of the stage.
@@ -40,9 +40,8 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
     """
     require(records, "event", "module", "stage", "step", "of", "loss")
     thin = smooth != 1 and records.of.max() >= 40
-    defaults = {"run": "loss, its running mean thick" if thin else "loss of a step", "reverted": False}
+    defaults = {"run": "loss, its running mean thick" if thin else "loss of a step", "kept": 1.0}
     records = records.assign(**{k: v for k, v in defaults.items() if k not in records})
-    records = records.assign(reverted=records.reverted.eq(True))
     modules, runs = keys(records, "module"), keys(records, "run")
     fig, axes = figure(COLUMN if len(modules) == 1 else PAGE, 2.1, 1, len(modules))
     for ax, module in zip(axes[0], modules):
@@ -58,7 +57,7 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
             ax.set_yticks([])  # nothing is there yet
         ax.set_title(module)
     axes[0, 0].set_ylabel("loss (mean squared error)")
-    _loss_legend(fig, axes[0, 0], runs, bool(records.reverted.any()))
+    _loss_legend(fig, axes[0, 0], runs, bool(records.kept.lt(1).any()))
     title(fig, heading)
     return fig
 
@@ -86,14 +85,14 @@ def _curve(ax, part: DataFrame, style: dict, smooth: int | None) -> None:
         for row in own[own.event != "step"].itertuples():
             mark = {"marker": style["marker"], "mec": color, "mfc": "white" if row.event == "start" else color}
             mark |= {"ms": style["ms"]}
-            ax.plot(begin + row.step, row.loss, **(BACK if row.reverted else mark), clip_on=False)
+            ax.plot(begin + row.step, row.loss, **(BACK if row.kept < 1 else mark), clip_on=False)
 
 
-def _loss_legend(fig, ax, runs: list, reverted: bool) -> None:
+def _loss_legend(fig, ax, runs: list, back: bool) -> None:
     handles = [ax.plot([], [], **(look(i) | {"marker": ""}), label=str(run))[0] for i, run in enumerate(runs)]
     shapes = [("o", "white", "all pairs, before a stage"), ("o", GREY, "all pairs, after a stage")]
     handles += [ax.plot([], [], m, color=GREY, mfc=face, ms=4, label=text)[0] for m, face, text in shapes]
-    handles += [ax.plot([], [], linestyle="", label="stage taken back", **BACK)[0]] if reverted else []
+    handles += [ax.plot([], [], linestyle="", label="stage taken back, partly or wholly", **BACK)[0]] if back else []
     legend(fig, handles)
 
 
@@ -127,7 +126,7 @@ def quality_over_time(
         'at equal seconds, 2 s: DQC 31.50, joint 31.00'
     """
     require(frame, "method", "seconds", value)
-    panels = [("updates", "updates of every module", "at equal steps, {:.0f} updates")] * ("updates" in frame)
+    panels = [("updates", "updates of a module, on average", "at equal steps, {:.0f} updates")] * ("updates" in frame)
     panels += [("seconds", "calibration time (s)", "at equal seconds, {:.3g} s")]
     fig, axes = figure(width or (COLUMN, PAGE)[len(panels) - 1], 2.3, 1, len(panels), sharey=True)
     for ax, (x, name, until) in zip(axes[0], panels):

@@ -69,7 +69,7 @@ class CalibrationBench(VBox):
         tip = "MaxMin: ranges only; LBQ: boundaries; LBQ + LET: both, jointly; PassionSR: module by module (DQC)" + KEYS
         named = [(METHODS[name].label, name) for name in methods]
         self.method = Dropdown(options=named, value=method, description="Method", tooltip=tip, style=STYLE)
-        tip = "Passes over the pairs in each DQC stage; joint methods get twice as many"
+        tip = "Passes over the pairs, times the share of a stage; joint methods and DQC make as many updates in sum"
         self.epochs = IntSlider(
             options.pop("epochs", 2), 1, 16, description="Epochs", tooltip=tip, continuous_update=False, style=STYLE
         )
