@@ -156,7 +156,7 @@ def test_another_architecture_works_everywhere(make_pipe, tmp_path, pairs, what)
     table = layer_table(q)
     assert set(table.module) == {"encoder", "unet", "decoder"} and table.layer.is_unique
     records = calibrate(q, pairs[:1], "passionsr", epochs=1, batch=1)
-    assert len(records) == 18
+    assert len(records) == 20
     out = q(lr)
     assert out.shape == expected.shape and not torch.equal(out, expected)
     assert (out - expected).abs().mean() < 0.2
