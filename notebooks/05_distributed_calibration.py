@@ -48,11 +48,7 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="provenance
 # trains of them are the fractions. `passionsr-strict` leaves these at rest until stage 2, as the paper has it.
 
 # %%
-stages = [
-    (METHODS[m], s.module, " + ".join(s.train), max(1, round(EPOCHS * s.share)))
-    for m in METHODS
-    for s in lab.METHODS[m].stages
-]
+stages = [(METHODS[m], s.module, " + ".join(s.train), s.epochs(EPOCHS)) for m in METHODS for s in lab.METHODS[m].stages]
 pd.DataFrame(stages, columns=["calibration", "module", "trains", "epochs"])
 
 # %% [markdown]

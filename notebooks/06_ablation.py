@@ -140,7 +140,7 @@ whole if runs is not None else None
 #
 # The learning rates and DQC's division of epochs were chosen among about a dozen settings by looking at these same test
 # crops, mostly with one or two seeds, so differences of a few tenths of a dB between methods with LET are not to be
-# relied on. One rate serves all methods; LBQ alone would like longer steps at 6 bits, but not at the other widths.
+# relied on. One rate serves all methods; LBQ's row is not the best that LBQ alone can reach.
 
 # %%
 fidelity = live.set_index("method").psnr_fp

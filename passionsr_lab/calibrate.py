@@ -86,7 +86,7 @@ class Calibration:
     @property
     def total(self) -> int:
         """How many records a whole run yields."""
-        steps = [max(1, round(self.epochs * s.share)) * math.ceil(len(self.inputs) / self.batch) for s in self.stages]
+        steps = [s.epochs(self.epochs) * math.ceil(len(self.inputs) / self.batch) for s in self.stages]
         return sum(steps) + 2 * len(steps) or 1
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Calibration:
     def _steps(self, stage: Stage, inputs: list[Tensor]) -> list[list[int]]:
         """The rows of every step of a stage: shuffled each epoch, of one image size each."""
         steps = []
-        for epoch in range(max(1, round(self.epochs * stage.share))):
+        for epoch in range(stage.epochs(self.epochs)):
             order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(inputs))
             for shape in sorted({x.shape for x in inputs}):
                 rows = [int(i) for i in order if inputs[i].shape == shape]

@@ -140,6 +140,10 @@ class Stage:
     train: tuple[str, ...]
     share: float = 1.0
 
+    def epochs(self, epochs: int) -> int:
+        """Passes over the pairs that this stage makes in a calibration of so many epochs: at least one."""
+        return max(1, round(epochs * self.share))
+
 
 @dataclass(frozen=True)
 class Method:
@@ -152,7 +156,8 @@ class Method:
     stages: tuple[Stage, ...]
 
 
-SHARES = {"encoder": (0.75, 0.25), "unet": (1.5, 0.5), "decoder": (2.5, 0.5)}  # of DQC's two stages; in sum 2 each
+# Of DQC's two stages: 6 in sum, which is as many updates of modules as the joint methods' 2 for all three.
+SHARES = {"encoder": (0.75, 0.25), "unet": (1.5, 0.5), "decoder": (2.5, 0.5)}
 
 
 def _dqc(first: tuple[str, ...]) -> tuple[Stage, ...]:

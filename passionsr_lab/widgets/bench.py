@@ -28,7 +28,7 @@ COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 def planned(work: Calibration) -> list[dict]:
     """One record (event "plan", no loss) per stage to come, so that a figure has all its panels from the start."""
     batches = -(-len(work.inputs) // work.batch)
-    rows = [(s.module, "+".join(s.train), max(1, round(work.epochs * s.share)) * batches) for s in work.stages]
+    rows = [(s.module, "+".join(s.train), s.epochs(work.epochs) * batches) for s in work.stages]
     return [dict(zip(COLUMNS, ("plan", module, stage, 0, steps, float("nan")))) for module, stage, steps in rows]
 
 
