@@ -15,7 +15,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 .PHONY: figures test lab lint unit notebooks ablation slow browser clean
 
 figures: $(READY)
-	$(BIN)/python -m passionsr_lab.notebooks refresh $(NOTEBOOKS)
+	$(BIN)/python -m passionsr_lab.tools.notebooks refresh $(NOTEBOOKS)
 
 test: lint unit notebooks
 
@@ -29,7 +29,7 @@ unit: $(READY)
 
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
-	$(BIN)/python -m passionsr_lab.notebooks check $(NOTEBOOKS)
+	$(BIN)/python -m passionsr_lab.tools.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)
 	$(BIN)/python -m passionsr_lab compare --seeds 3 --cache runs/ablation --csv figures/ablation.csv

@@ -22,10 +22,10 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
-from passionsr_lab.data import upsample
-from passionsr_lab.metrics import psnr
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.tables import provenance
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.pictures import upsample
+from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -86,7 +86,7 @@ hr = [pair.hr for pair in tests]
 rows = []
 for (recipe, label), images in {("W32A32", "full precision"): full, **outputs}.items():
     scores = lab.score(images, hr).groupby("metric").value.mean()
-    fidelity = np.mean([psnr(a, b) for a, b in zip(images, full)]) if images is not full else np.nan
+    fidelity = np.mean([psnr_rgb(a, b) for a, b in zip(images, full)]) if images is not full else np.nan
     row = {"bits": recipe, "method": label, "PSNR to full precision (dB)": fidelity}
     rows.append(row | {"PSNR-Y (dB)": scores["psnr_y"], "SSIM-Y": scores["ssim_y"]})
 table = pd.DataFrame(rows).set_index(["bits", "method"]).round(3)
@@ -94,7 +94,7 @@ table
 
 # %%
 quantized = {f"{label} {recipe}": images[PICTURE] for (recipe, label), images in outputs.items()}
-scores = {label: f"{psnr(image, full[PICTURE]):.1f} dB to FP" for label, image in quantized.items()}
+scores = {label: f"{psnr_rgb(image, full[PICTURE]):.1f} dB to FP" for label, image in quantized.items()}
 heading = f"{name}: naive and calibrated quantization, PSNR against full precision (FP)"
 side_by_side = plots.comparison(pictures | quantized, BOX, "HR", scores, heading, rows=2)
 plots.save(side_by_side, "tour_comparison", FIGURES)

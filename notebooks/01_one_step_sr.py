@@ -15,10 +15,10 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.data import upsample
-from passionsr_lab.metrics import psnr, psnr_y
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.tables import provenance
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.pictures import upsample
+from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # the embedded model, or a folder with a prompt branch
@@ -128,7 +128,7 @@ def damage(t: int, snr: float) -> float:
     )
     factor = ((1 - alphas[t]) / alphas[t]).sqrt().float()
     clean, noisy = (pruned.decode(z).div(2).add(0.5).clamp(0, 1)[0] for z in (z_high, z_high - factor * error))
-    return psnr(noisy, clean)
+    return psnr_rgb(noisy, clean)
 
 
 steps = (TIMESTEPS[2], TIMESTEPS[4], full.timestep)

@@ -18,12 +18,12 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.metrics import psnr
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.observe import observing, weight_channels
-from passionsr_lab.propagation import collapse
-from passionsr_lab.sensitivity import measure
-from passionsr_lab.tables import provenance
+from passionsr_lab.analysis.observe import observing, weight_channels
+from passionsr_lab.analysis.propagation import collapse
+from passionsr_lab.analysis.sensitivity import measure
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import follow, layer_explorer, layer_figure
 
 # %% tags=["parameters"]
@@ -187,7 +187,7 @@ targets, columns = [pipe(pair.lr) for pair in test], {}
 for name, recipe in recipes.items():
     spared = lab.quantize(pipe, recipe)
     lab.calibrate(spared, calibration, METHOD)
-    columns[name] = [psnr(spared(pair.lr), y) for pair, y in zip(test, targets)]
+    columns[name] = [psnr_rgb(spared(pair.lr), y) for pair, y in zip(test, targets)]
 result = pd.DataFrame(columns, [pair.name for pair in test])
 result.loc["mean"] = result.mean()
 result.style.format(precision=2).set_caption(f"PSNR (dB) against full precision, {RECIPE}, simulated")

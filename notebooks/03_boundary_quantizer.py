@@ -17,10 +17,10 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.observe import layer_input
-from passionsr_lab.quantizer import BoundaryQuantizer, fake_quantize
-from passionsr_lab.tables import provenance
+from passionsr_lab.analysis.observe import layer_input
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.quantization.quantizer import BoundaryQuantizer, fake_quantize
+from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets.explore import best_boundaries, boundary_explorer, boundary_figure, sample
 
 # %% tags=["parameters"]

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.layers import QuantLayer
-from passionsr_lab.metrics import psnr
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.observe import layer_input, observing
-from passionsr_lab.surgery import mode, quantized_layers
-from passionsr_lab.tables import provenance
+from passionsr_lab.analysis.observe import layer_input, observing
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.quantization.layer import QuantLayer
+from passionsr_lab.quantization.surgery import mode, quantized_layers
+from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import layer_explorer, layer_figure, let_explorer, let_figure
 from passionsr_lab.widgets.explore import let_errors
 
@@ -236,7 +236,7 @@ for name in RECIPES:
         lab.calibrate(low_bits, calibration, method)
         outputs = [low_bits(pair.lr) for pair in test]
         pictures[f"{label}, {name}"] = outputs[0]
-        rows += [(name, label, p.name, psnr(*ys)) for p, *ys in zip(test, outputs, targets)]
+        rows += [(name, label, p.name, psnr_rgb(*ys)) for p, *ys in zip(test, outputs, targets)]
 scores = pd.DataFrame(rows, columns=["recipe", "method", "picture", "psnr"])
 result = scores.pivot_table(index=["recipe", "method"], columns="picture", values="psnr", sort=False)
 result["mean"] = result.mean(axis=1)

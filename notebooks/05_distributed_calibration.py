@@ -22,9 +22,9 @@ from IPython.display import display
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.surgery import load_state, mode, parameters, pieces, state
-from passionsr_lab.tables import provenance
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.quantization.surgery import load_state, mode, parameters, pieces, state
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads

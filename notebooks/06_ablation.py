@@ -18,8 +18,9 @@
 import pandas as pd
 
 import passionsr_lab as lab
-from passionsr_lab import plots, tables, widgets
-from passionsr_lab.notebooks import figures_folder
+from passionsr_lab import plots, widgets
+from passionsr_lab.evaluation import tables
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads

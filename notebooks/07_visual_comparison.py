@@ -17,10 +17,10 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
-from passionsr_lab.data import upsample
-from passionsr_lab.metrics import psnr, psnr_y
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.tables import provenance
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.pictures import upsample
+from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -63,7 +63,7 @@ outputs = {key: {name: work.pipe(pair.lr) for name, pair in tests.items()} for k
 
 # %%
 rows = [
-    (name, recipe, label, psnr(images[name], full[name]), psnr_y(images[name], tests[name].hr))
+    (name, recipe, label, psnr_rgb(images[name], full[name]), psnr_y(images[name], tests[name].hr))
     for name in BOXES
     for (recipe, label), images in outputs.items()
 ]
@@ -86,7 +86,7 @@ def comparison(name, recipe):
     lr = tests[name].lr
     pictures = {"HR": tests[name].hr, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[name]}
     pictures |= {label: images[name] for (bits, label), images in outputs.items() if bits == recipe}
-    numbers = {k: f"{psnr(x, full[name]):.1f} dB to FP" for k, x in pictures.items() if k in METHODS.values()}
+    numbers = {k: f"{psnr_rgb(x, full[name]):.1f} dB to FP" for k, x in pictures.items() if k in METHODS.values()}
     return plots.comparison(pictures, BOXES[name], "HR", numbers, f"{name}, ×4: all methods at {recipe}", rows=2)
 
 

@@ -22,13 +22,13 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.artefacts import colour_shift, seam_score
-from passionsr_lab.colour import adain, wavelet
-from passionsr_lab.data import upsample
-from passionsr_lab.metrics import psnr, psnr_y
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.tables import provenance
-from passionsr_lab.tiling import seams
+from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.artefacts import colour_shift, seam_score
+from passionsr_lab.imaging.colour import adain, wavelet
+from passionsr_lab.imaging.pictures import upsample
+from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
+from passionsr_lab.imaging.tiling import seams
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -64,7 +64,7 @@ def measured(tiling: lab.Tiling) -> dict:
     return {
         "picture": out,
         "seams": seam_score(out, *lines) / seam_score(whole, *lines),
-        "PSNR to whole (dB)": psnr(out, whole),
+        "PSNR to whole (dB)": psnr_rgb(out, whole),
         "PSNR-Y to HR (dB)": psnr_y(out, pair.hr),
     }
 
@@ -146,7 +146,7 @@ for tile in TILES[1:]:
     full, low = runs[tile, 4]["picture"], q(pair.lr, lab.Tiling(tile, 4))
     quantized[tile] = low
     shift = colour_shift(low, full)["mean"].abs().max()
-    rows.append((tile, tile == q.tiling.tile, psnr(low, full), shift))
+    rows.append((tile, tile == q.tiling.tile, psnr_rgb(low, full), shift))
 columns = [
     "tile",
     "calibrated on it",

@@ -16,12 +16,13 @@ from dataclasses import replace
 import pandas as pd
 
 import passionsr_lab as lab
-from passionsr_lab import plots, tables
-from passionsr_lab.bitcost import paper_cost, recipe_cost
-from passionsr_lab.cost import count
-from passionsr_lab.notebooks import figures_folder
-from passionsr_lab.paper import table1, table3
-from passionsr_lab.sd21 import architecture
+from passionsr_lab import plots
+from passionsr_lab.analysis.bitcost import paper_cost, recipe_cost
+from passionsr_lab.analysis.cost import count
+from passionsr_lab.evaluation import tables
+from passionsr_lab.evaluation.paper import table1, table3
+from passionsr_lab.fullsize.sd21 import architecture
+from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
 MODEL = "sd21"  # the full size; or "tiny", or a model folder, of which only the configuration is read

@@ -16,9 +16,10 @@ import tempfile
 
 import pandas as pd
 
-from passionsr_lab import plots, table2, tables
-from passionsr_lab.metrics import summary
-from passionsr_lab.notebooks import figures_folder
+from passionsr_lab import plots
+from passionsr_lab.evaluation import table2, tables
+from passionsr_lab.evaluation.scores import summary
+from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import follow
 
 # %% tags=["parameters"]

@@ -10,47 +10,35 @@ Example:
     torch.Size([3, 128, 128])
 """
 
-from .calibrate import Calibration, calibrate
-from .config import METHODS, OFFICIAL, RECIPES, W4A4, W6A6, W8A8, Recipe, recipe
-from .data import Pair, bundled, folder_pairs
-from .metrics import score
-from .model import OneStepSR, tiny
-from .observe import observing
-from .propagation import propagation
-from .sensitivity import keep_top, sensitivity
-from .surgery import layer_table, load, quantize, save, unquantize
-from .sweep import grid, sweep
-from .tiling import Tiling
+from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = [
-    "METHODS",
-    "OFFICIAL",
-    "RECIPES",
-    "W4A4",
-    "W6A6",
-    "W8A8",
-    "Calibration",
-    "OneStepSR",
-    "Pair",
-    "Recipe",
-    "Tiling",
-    "bundled",
-    "calibrate",
-    "folder_pairs",
-    "grid",
-    "keep_top",
-    "layer_table",
-    "load",
-    "observing",
-    "propagation",
-    "quantize",
-    "recipe",
-    "save",
-    "score",
-    "sensitivity",
-    "sweep",
-    "tiny",
-    "unquantize",
-]
+# The table of contents: every public name and the room it is in.  Rooms are opened when they are first asked for.
+CONTENTS = {
+    "imaging.pairs": ("Pair", "bundled", "folder_pairs"),
+    "imaging.tiling": ("Tiling",),
+    "pipeline.onestep": ("OneStepSR",),
+    "pipeline.folder": ("tiny",),
+    "quantization.recipe": ("METHODS", "OFFICIAL", "RECIPES", "W4A4", "W6A6", "W8A8", "Recipe", "recipe"),
+    "quantization.surgery": ("layer_table", "load", "quantize", "save", "unquantize"),
+    "calibration.loop": ("Calibration", "calibrate"),
+    "analysis.observe": ("observing",),
+    "analysis.propagation": ("propagation",),
+    "analysis.sensitivity": ("keep_top", "sensitivity"),
+    "evaluation.scores": ("score",),
+    "evaluation.sweep": ("grid", "sweep"),
+}
+_ROOM = {name: room for room, names in CONTENTS.items() for name in names}
+__all__ = sorted(_ROOM)
+
+
+def __getattr__(name: str):
+    if name not in _ROOM:
+        raise AttributeError(f"module 'passionsr_lab' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_ROOM[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

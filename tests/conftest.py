@@ -10,14 +10,14 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
-from passionsr_lab import surgery
-from passionsr_lab.__main__ import main
-from passionsr_lab.calibrate import calibrate
-from passionsr_lab.compat import torchvision_importable
-from passionsr_lab.config import recipe
-from passionsr_lab.data import bundled
-from passionsr_lab.model import OneStepSR
-from passionsr_lab.quantizer import BoundaryQuantizer
+from passionsr_lab.calibration.loop import calibrate
+from passionsr_lab.cli.main import main
+from passionsr_lab.imaging.pairs import bundled
+from passionsr_lab.pipeline.onestep import OneStepSR
+from passionsr_lab.quantization import surgery
+from passionsr_lab.quantization.quantizer import BoundaryQuantizer
+from passionsr_lab.quantization.recipe import recipe
+from passionsr_lab.util.compat import torchvision_importable
 
 collect_ignore = ["browser"]  # `make browser`
 

@@ -5,10 +5,10 @@ from collections import OrderedDict
 import torch
 from synthetic import unet_keys, vae_keys
 
-from passionsr_lab.compat import torchvision_importable
-from passionsr_lab.ldm import diffusers_name
-from passionsr_lab.model import OneStepSR
-from passionsr_lab.sd21 import SCHEDULER, UNET, VAE
+from passionsr_lab.fullsize.names import diffusers_name
+from passionsr_lab.fullsize.sd21 import SCHEDULER, UNET, VAE
+from passionsr_lab.pipeline.onestep import OneStepSR
+from passionsr_lab.util.compat import torchvision_importable
 
 KEYS = {"unet": unet_keys(), "vae": vae_keys()}
 TOKENS = 5

@@ -123,7 +123,7 @@ SMALL = {
 
 def shrink(patch):
     """Makes SD2.1 small: every name stays, widths and the text encoder's depth do not."""
-    from passionsr_lab import sd21, text
+    from passionsr_lab.fullsize import sd21, text
 
     for module, name in ((sd21, "UNET"), (sd21, "VAE"), (text, "ENCODER")):
         for key, value in SMALL[name].items():
@@ -132,7 +132,7 @@ def shrink(patch):
 
 def single_file(unet, vae, seed=0):
     """The tensors of v2-1_512-ema-pruned for two diffusers networks; in ldm the VAE's attention is 1x1 convolutions."""
-    from passionsr_lab.ldm import diffusers_name
+    from passionsr_lab.fullsize.names import diffusers_name
 
     state = {"betas": torch.zeros(1000), "model_ema.num_updates": torch.tensor(0)}
     for prefix, keys, network in (

@@ -5,7 +5,7 @@
     fig = plots.loss_curves(records)
     plots.save(fig, "figure5")                 # figures/figure5.pdf and .png, the same bytes on every run
 
-Widths are CVPR's (`COLUMN`, `PAGE`, in inches); the style is `passionsr_lab/paper.mplstyle`.
+Widths are CVPR's (`COLUMN`, `PAGE`, in inches); the style is `passionsr_lab/plots/paper.mplstyle`.
 """
 
 from .base import COLUMN, PAGE, save

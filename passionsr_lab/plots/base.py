@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ..files import replacing
+from ..util.files import replacing
 
 COLUMN, PAGE = 3.25, 6.875  # inches: CVPR's column and text width
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito, no yellow

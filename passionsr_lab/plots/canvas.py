@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.style
 from matplotlib.figure import Figure
 
-STYLE = Path(__file__).parents[1] / "paper.mplstyle"
+STYLE = Path(__file__).parent / "paper.mplstyle"
 
 
 @contextmanager

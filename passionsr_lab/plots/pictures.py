@@ -38,7 +38,7 @@ def as_picture(image) -> np.ndarray:
     return np.clip(x, 0, 1)
 
 
-def psnr(x: np.ndarray, y: np.ndarray) -> float:
+def psnr_rgb(x: np.ndarray, y: np.ndarray) -> float:
     """PSNR (dB) over all RGB values of two pictures of one shape."""
     return -10 * math.log10(max(np.square(x - y).mean(), 1e-10))
 
@@ -117,7 +117,7 @@ def _caption(key: str, picture: np.ndarray, reference: str, whole: np.ndarray, s
         return scores[key] if isinstance(scores[key], str) else f"{scores[key]:.2f} dB"
     if scores is not None or picture.shape != whole.shape:
         return " "
-    return "PSNR" if key == reference else f"{psnr(picture, whole):.2f} dB"
+    return "PSNR" if key == reference else f"{psnr_rgb(picture, whole):.2f} dB"
 
 
 def _shape(width: float, whole: np.ndarray, box: Box, count: int, choices) -> tuple[int, int, float]:

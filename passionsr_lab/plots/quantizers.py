@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantizer import fake_quantize, grid
+from ..quantization.quantizer import fake_quantize, grid
 from .base import ACCENT, COLUMN, GREY, PAGE, PALETTE, drawn, figure, legend, look, title
 
 

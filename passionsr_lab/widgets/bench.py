@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from ipywidgets import HTML, Button, Dropdown, HBox, Image, IntProgress, IntSlider, Layout, VBox
 
 from .. import plots
-from ..calibrate import Calibration
-from ..config import METHODS, RECIPES
-from ..data import Pair
-from ..metrics import psnr
-from ..model import OneStepSR
+from ..calibration.loop import Calibration
+from ..imaging.pairs import Pair
+from ..imaging.psnr import psnr_rgb
+from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
-from ..surgery import QuantizedSR, quantize
+from ..quantization.recipe import METHODS, RECIPES
+from ..quantization.surgery import QuantizedSR, quantize
 from .picture import KEYS, STYLE, Explorer, png
 from .progress import spoken
 
@@ -48,7 +48,7 @@ def calibration_figure(records, recipe: str, method: str, result: str = ""):
 
 def fidelity(q: QuantizedSR, images: Sequence, full: Sequence) -> float:
     """Mean PSNR (dB) of the pipeline's outputs for LR images (3, h, w) against the full-precision outputs."""
-    return sum(psnr(q(x), y) for x, y in zip(images, full)) / len(full)
+    return sum(psnr_rgb(q(x), y) for x, y in zip(images, full)) / len(full)
 
 
 class CalibrationBench(VBox):

@@ -14,11 +14,11 @@ from ipywidgets import Dropdown, FloatSlider, IntSlider
 from torch import Tensor, nn
 
 from .. import plots
-from ..config import W8A8
-from ..layers import QuantAttention, QuantLayer
-from ..observe import Stats
-from ..quantizer import fake_quantize, grid
-from ..surgery import QuantizedSR, quantized_layers
+from ..analysis.observe import Stats
+from ..quantization.layer import QuantAttention, QuantLayer
+from ..quantization.quantizer import fake_quantize, grid
+from ..quantization.recipe import W8A8
+from ..quantization.surgery import QuantizedSR, quantized_layers
 from .picture import KEYS, STYLE, Explorer
 
 BINS = 2**13  # of a large tensor's sample

@@ -1,0 +1,1 @@
+"""What happens inside: ranges, error propagation, sensitivity, cost."""

@@ -1,0 +1,1 @@
+"""The command line: `passionsr-lab COMMAND`, one file per command."""

@@ -1,0 +1,1 @@
+"""Pictures: in and out, degraded, paired, cut into tiles, their colours fixed. Knows nothing of networks."""

@@ -1,0 +1,62 @@
+"""The ×4 degradation that makes LR pictures out of photographs; everything random takes a `numpy.random.Generator`."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .pictures import UPSCALE, to_image, to_tensor
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """How a photograph loses its detail: Gaussian blur, ×4 down-sampling, Gaussian noise, JPEG.
+
+    blur: range of the standard deviations of the (anisotropic) Gaussian, in HR pixels.
+    noise: range of the noise's standard deviation, of 1.
+    jpeg: range of the JPEG quality.
+    clean: probability that noise, and independently JPEG, is left out.
+    """
+
+    blur: tuple[float, float] = (0.2, 2.4)
+    noise: tuple[float, float] = (0.0, 0.04)
+    jpeg: tuple[int, int] = (50, 95)
+    clean: float = 0.25
+
+    def __call__(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
+        """(3, 4h, 4w) in [0, 1] -> (3, h, w) in [0, 1] on the 8-bit grid."""
+        kernel = _gaussian(*rng.uniform(*self.blur, 2), rng.uniform(0, math.pi))
+        pad = kernel.shape[-1] // 2
+        blurred = F.conv2d(F.pad(hr[:, None], (pad,) * 4, mode="reflect"), kernel[None, None])[:, 0]
+        mode = rng.choice(["bicubic", "bilinear", "area"])
+        antialias = {} if mode == "area" else {"antialias": True}
+        lr = F.interpolate(blurred[None], scale_factor=1 / UPSCALE, mode=str(mode), **antialias)[0]
+        if rng.random() >= self.clean:
+            channels = 3 if rng.random() < 0.7 else 1
+            sigma = rng.uniform(*self.noise)
+            lr = lr + torch.from_numpy(rng.normal(0, sigma, (channels, *lr.shape[1:])).astype(np.float32))
+        if rng.random() >= self.clean:
+            return jpeg(lr, int(rng.integers(self.jpeg[0], self.jpeg[1] + 1)))
+        return (lr.clamp(0, 1) * 255).round() / 255
+
+
+def _gaussian(sigma_x: float, sigma_y: float, angle: float, size: int = 15) -> Tensor:
+    r = torch.arange(size) - size // 2
+    y, x = torch.meshgrid(r, r, indexing="ij")
+    u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+    kernel = torch.exp(-0.5 * ((u / sigma_x) ** 2 + (v / sigma_y) ** 2))
+    return (kernel / kernel.sum()).float()
+
+
+def jpeg(x: Tensor, quality: int) -> Tensor:
+    """(3, H, W) through JPEG compression and back."""
+    buffer = io.BytesIO()
+    to_image(x).save(buffer, "JPEG", quality=quality)
+    return to_tensor(Image.open(buffer))

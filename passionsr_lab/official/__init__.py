@@ -1,0 +1,1 @@
+"""PassionSR's released files and the arithmetic of its code."""

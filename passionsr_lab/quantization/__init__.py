@@ -1,0 +1,1 @@
+"""The paper: quantizer (LBQ), transform (LET), layers with slots, recipes, putting in and taking out."""

@@ -1,0 +1,18 @@
+"""Names that several rooms agree on: the three modules of the path, and patterns of layer names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+MODULES = ("encoder", "unet", "decoder")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a layer's name matches one of the fnmatch patterns.
+
+    Example:
+        >>> matches("unet.conv_in", ["vae.*", "*.conv_in"])
+        True
+    """
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

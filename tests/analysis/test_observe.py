@@ -1,0 +1,517 @@
+"""Observing, error propagation, sensitivity: each against the direct computation that keeps everything."""
+
+import gc
+import math
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from passionsr_lab.analysis import running
+from passionsr_lab.analysis.observe import observing, weight_channels
+from passionsr_lab.analysis.propagation import collapse, propagation
+from passionsr_lab.analysis.running import BINS, Accumulator
+from passionsr_lab.analysis.sensitivity import keep_top, measure, sensitivity
+from passionsr_lab.calibration.loop import calibrate
+from passionsr_lab.imaging.pairs import bundled
+from passionsr_lab.quantization.layer import QuantAttention, QuantLayer
+from passionsr_lab.quantization.recipe import W4A4, W8A8
+from passionsr_lab.quantization.surgery import mode, quantize, quantized_layers
+from passionsr_lab.tools.train import new_model
+
+CONV, LINEAR = "vae.decoder.up_blocks.2.resnets.0.conv1", "unet.mid_block.attentions.0.proj_in"
+BAD = "unet.down_blocks.1.resnets.0.conv1"
+ATTENTION = "unet.mid_block.attentions.0.transformer_blocks.0.attn2"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    model = new_model(0)
+    torch.manual_seed(1)
+    with torch.no_grad():  # the start leaves branches at zero; here every layer should matter
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.prune()
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return bundled("calibration", count=3, size=32)
+
+
+@pytest.fixture(scope="module")
+def calibrated(pipe, pairs):
+    """Calibrated pipelines by recipe; tests leave them as they are."""
+    made = {}
+
+    def get(recipe):
+        if recipe not in made:
+            made[recipe] = quantize(pipe, recipe)
+            calibrate(made[recipe], pairs, "let")
+            made[recipe].requires_grad_(False)
+        return made[recipe]
+
+    return get
+
+
+def hooks(pipe):
+    return [h for m in pipe.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
+def modes(q):
+    return [layer.mode for layer in quantized_layers(q).values()]
+
+
+def inputs_of(pipe, name, images):
+    """The direct way: every input of one layer, kept, as rows (C, N) in float64."""
+    kept, layer = [], pipe.get_submodule(name)
+    handle = layer.register_forward_pre_hook(lambda _, args: kept.append(args[0].clone()))
+    for image in images:
+        pipe(image)
+    handle.remove()
+    dim = 1 if name == CONV else -1
+    return torch.cat([x.movedim(dim, 0).flatten(1) for x in kept], 1).double()
+
+
+# -- running statistics -----------------------------------------------------------------------------------------------
+
+
+def values(seed=0):
+    """(4, 5, 6, 7): channels far apart in mean and width, one constant, one outlier."""
+    x = np.random.default_rng(seed).normal(size=(4, 5, 6, 7)) * np.array([1, 0.01, 30, 2, 0])[:, None, None]
+    x = x + np.array([0, 5, -3, 100, -7])[:, None, None]
+    x[2, 0, 1, 1] = 900
+    return torch.from_numpy(x)
+
+
+def expected(rows):
+    """Kurtosis and outliers by their definitions."""
+    z = (rows - rows.mean()) / rows.std(unbiased=False)
+    return (z**4).mean().item(), (z.abs() > 6).double().mean().item()
+
+
+def check(seen, rows):
+    rows_np, summary, channels = rows.numpy(), seen.summary(), seen.channels()
+    for key, direct in {"low": rows_np.min(1), "high": rows_np.max(1)}.items():
+        np.testing.assert_array_equal(channels[key], direct)
+        assert summary[key] == {"low": min, "high": max}[key](direct)
+    np.testing.assert_allclose(channels["mean"], rows_np.mean(1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(channels["std"], rows_np.std(1), rtol=1e-9, atol=1e-12)
+    assert channels["count"] == rows.shape[1] and summary["count"] == rows.numel()
+    kurtosis, share = expected(rows)
+    assert summary["mean"] == pytest.approx(rows_np.mean(), rel=1e-9, abs=1e-12)
+    assert summary["std"] == pytest.approx(rows_np.std(), rel=1e-9)
+    assert summary["kurtosis"] == pytest.approx(kurtosis, rel=1e-7)
+    slack = (rows - rows.mean()).abs() > 6 * rows.std(unbiased=False) + seen.width
+    assert slack.double().mean().item() <= summary["outlier_share"] <= share
+
+
+def test_running_statistics_are_those_of_all_values_together():
+    x, seen = values(), Accumulator(5)
+    for part in x.split(1):
+        seen.add(part, 1)
+    rows = x.transpose(0, 1).flatten(1)
+    check(seen, rows)
+    assert seen.summary()["outlier_share"] == 1 / rows.numel()  # the one that was put there
+    edges, counts = seen.histogram()
+    np.testing.assert_array_equal(counts, np.histogram(rows, edges)[0])
+    assert counts.sum() == rows.numel() and edges[0] == -1024 and edges[-1] == 1024 and len(counts) == BINS
+
+
+def test_channels_last_and_first_agree():
+    x, first, last = values(), Accumulator(5), Accumulator(5)
+    first.add(x, 1)
+    last.add(x.movedim(1, -1), -1)
+    np.testing.assert_array_equal(first.histogram().counts, last.histogram().counts)
+    np.testing.assert_allclose(first.channels()["mean"], last.channels()["mean"], rtol=1e-12)
+    assert first.channels()["high"].tolist() == x.amax((0, 2, 3)).tolist()
+
+
+@pytest.mark.parametrize("order", ["rising", "falling"])
+def test_histogram_depends_on_the_values_only(order):
+    """Doubling by merging pairs ends at the same bins from any first value, zeros and tiny ones included."""
+    parts = [torch.zeros(1, 1, 3), torch.full((1, 1, 4), -1e-30), torch.randn(1, 1, 50), torch.randn(1, 1, 50) * 1e6]
+    seen, once = Accumulator(1), Accumulator(1)
+    for part in parts if order == "rising" else parts[::-1]:
+        seen.add(part, 1)
+    once.add(torch.cat(parts, 2), 1)
+    np.testing.assert_array_equal(seen.histogram().edges, once.histogram().edges)
+    np.testing.assert_array_equal(seen.histogram().counts, once.histogram().counts)
+    np.testing.assert_array_equal(once.histogram().counts, np.histogram(torch.cat(parts, 2), once.histogram().edges)[0])
+
+
+def test_blocks_are_small_and_change_nothing(monkeypatch):
+    x, whole, blocks = values(), Accumulator(5), Accumulator(5)
+    whole.add(x, 1)
+    sizes, add = [], Accumulator._add
+    monkeypatch.setattr(running, "BLOCK", 20)
+    monkeypatch.setattr(Accumulator, "_add", lambda self, block: (sizes.append(block.numel()), add(self, block)))
+    blocks.add(x, 1)
+    assert max(sizes) == 20 and sum(sizes) == x.numel()
+    check(blocks, x.transpose(0, 1).flatten(1))
+    np.testing.assert_array_equal(blocks.histogram().counts, whole.histogram().counts)
+
+
+def test_a_constant_has_no_kurtosis_and_no_outliers():
+    for channels in range(1, 12):  # the mean of some numbers of equal values is not quite that value
+        seen = Accumulator(channels)
+        seen.add(torch.full((1, channels, 9), 0.1), 1)
+        summary = seen.summary()
+        assert math.isnan(summary["kurtosis"]) and summary["outlier_share"] == 0 and summary["std"] < 1e-15
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite_are_refused(bad):
+    x = torch.zeros(1, 3, 4)
+    x[0, 1, 2] = bad
+    with pytest.raises(FloatingPointError):
+        Accumulator(3).add(x, 1)
+
+
+# -- observing --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [CONV, LINEAR])
+def test_observed_inputs_are_those_of_the_layer(pipe, pairs, name):
+    images = [pair.lr for pair in pairs]
+    rows = inputs_of(pipe, name, images)
+    with observing(pipe) as stats:
+        for image in images:
+            pipe(image)
+    frame, row = stats.channels(name), stats.layers().set_index("layer").loc[name]
+    np.testing.assert_array_equal(frame.low, rows.amin(1))
+    np.testing.assert_allclose(frame["mean"], rows.mean(1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(frame["std"], rows.std(1, unbiased=False), rtol=1e-7)
+    assert frame.channel.tolist() == list(range(len(rows))) and (frame["count"] == rows.shape[1]).all()
+    assert row["kurtosis"] == pytest.approx(expected(rows)[0], rel=1e-7)
+    assert row.high == rows.max() and row["count"] == rows.numel() and row.channels == len(rows)
+    edges, counts = stats.histogram(name)
+    np.testing.assert_array_equal(counts, np.histogram(rows, edges)[0])
+
+
+def test_hooks_go_and_outputs_stay(pipe, calibrated, pairs):
+    for model in (pipe, calibrated(W4A4)):
+        before = model(pairs[0].lr)
+        with observing(model):
+            assert hooks(model)
+            assert torch.equal(model(pairs[0].lr), before)
+        assert not hooks(model)
+        assert torch.equal(model(pairs[0].lr), before)
+        with pytest.raises(KeyError), observing(model):
+            raise KeyError
+        assert not hooks(model)
+
+
+def test_every_layer_and_attention_is_seen_in_the_order_it_runs(pipe, calibrated, pairs):
+    ran = []
+    handles = [
+        m.register_forward_pre_hook(lambda _, args, n=n: ran.append(n))
+        for n, m in pipe.named_modules()
+        if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))
+    ]
+    pipe(pairs[0].lr)
+    for handle in handles:
+        handle.remove()
+    orders = []
+    for model in (pipe, calibrated(W4A4)):
+        with observing(model) as stats:
+            model(pairs[0].lr)
+        frame = stats.layers()
+        orders.append(list(frame.layer))
+        assert frame.layer.cat.ordered and list(frame.layer.cat.categories) == orders[-1]
+        assert list(frame[frame.kind != "attention"].layer) == ran
+        assert {f"{ATTENTION}.{key}" for key in "qkv"} < set(frame[frame.kind == "attention"].layer)
+        assert list(frame.module.unique()) == ["encoder", "unet", "decoder"]
+    assert orders[0] == orders[1]
+
+
+def test_two_runs_are_the_same(calibrated, pairs):
+    frames = []
+    for _ in range(2):
+        with observing(calibrated(W4A4)) as stats:
+            calibrated(W4A4)(pairs[0].lr)
+        frames.append(stats.layers())
+    assert frames[0].equals(frames[1])
+
+
+def test_memory_does_not_grow_with_the_images(pipe):
+    """Everything that is left, measured from outside: the pickle of the statistics."""
+    sizes = []
+    for side, count in ((8, 1), (32, 3)):
+        with observing(pipe) as stats:
+            for i in range(count):
+                pipe(torch.rand(3, side, side, generator=torch.Generator().manual_seed(i)))
+        sizes.append(len(pickle.dumps(stats)))
+        assert 0.5 * sizes[-1] < stats.bytes <= sizes[-1]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+def test_values_after_let_are_those_the_quantizers_see(calibrated, pairs):
+    q = calibrated(W4A4)
+    with observing(q) as stats:
+        for pair in pairs:
+            q(pair.lr)
+    for name in (CONV, LINEAR):
+        rows = inputs_of(q, name, [pair.lr for pair in pairs])
+        transform = q.get_submodule(name).transform
+        shift, scale = transform.shift[:, None].double(), transform.scale[:, None].double()
+        after = (rows - shift) / scale
+        assert (scale / scale.mean()).std() > 0.1  # LET does something here
+        np.testing.assert_allclose(stats.channels(name, after=True).high, after.amax(1), rtol=1e-5)
+        np.testing.assert_allclose(stats.channels(name).high, rows.amax(1), rtol=1e-5)
+        row = stats.layers(after=True).set_index("layer").loc[name]
+        assert row["kurtosis"] == pytest.approx(expected(after)[0], rel=1e-4)
+        edges, counts = stats.histogram(name, after=True)
+        assert counts.sum() == rows.numel() and abs(counts - np.histogram(after, edges)[0]).sum() <= 1e-3 * rows.numel()
+
+
+def test_attention_products_before_and_after_let(calibrated, pairs):
+    q, kept = calibrated(W4A4), {}
+    attention = q.get_submodule(ATTENTION)
+    product = attention.processor.product
+
+    def spy(*qkv_and_more):
+        kept.update(zip("qkv", qkv_and_more))
+        return product(*qkv_and_more)
+
+    attention.processor.product = spy
+    with observing(q) as stats:
+        q(pairs[0].lr)
+    del attention.processor.product
+    s, s_v = attention.processor.transform_qk.scale, attention.processor.transform_v.scale
+    for key, factor in {"q": 1 / s, "k": s, "v": 1 / s_v}.items():
+        x = kept[key].flatten(0, 1)
+        np.testing.assert_array_equal(stats.channels(f"{ATTENTION}.{key}").low, x.amin(0))
+        after = stats.channels(f"{ATTENTION}.{key}", after=True)
+        np.testing.assert_allclose(after.low, (x * factor).amin(0), rtol=1e-5)
+
+
+def test_only_the_quantized_module_has_values_after_let(pipe, calibrated, pairs):
+    q = calibrated(replace(W8A8, name="U", modules=("unet",)))
+    with observing(q) as stats:
+        q(pairs[0].lr)
+    assert set(stats.layers().module) == {"encoder", "unet", "decoder"}
+    assert set(stats.layers(after=True).module) == {"unet"}
+    with observing(pipe) as stats:
+        pipe(pairs[0].lr)
+    with pytest.raises(ValueError, match="after=False"):
+        stats.layers(after=True)
+    with pytest.raises(ValueError, match=r"no\.such"):
+        stats.histogram("no.such")
+
+
+def test_nothing_ran(pipe):
+    with observing(pipe) as stats:
+        pass
+    assert len(stats.layers()) == 0 and len(stats.channels()) == 0 and "kurtosis" in stats.layers()
+
+
+def test_the_first_layer_with_nan_is_named(pipe, pairs):
+    plant = pipe.get_submodule(LINEAR).register_forward_pre_hook(lambda _, args: (args[0] * math.nan,))
+    with pytest.raises(FloatingPointError, match=LINEAR), observing(pipe):
+        pipe(pairs[0].lr)
+    plant.remove()
+    assert not hooks(pipe)
+
+
+def test_weight_channels(pipe, calibrated):
+    q = calibrated(W4A4)
+    weight = pipe.get_submodule(CONV).weight
+    transformed = q.get_submodule(CONV).transformed_weight()
+    for model, after, w in ((pipe, False, weight), (q, False, weight), (q, True, transformed)):
+        for dim, others in ((0, (1, 2, 3)), (1, (0, 2, 3))):
+            frame = weight_channels(model, CONV, after, dim)
+            np.testing.assert_array_equal(frame.low, w.amin(others))
+            np.testing.assert_array_equal(frame.high, w.amax(others))
+            np.testing.assert_allclose(frame["std"], w.double().std(others, unbiased=False), rtol=1e-6)
+    for model, layer, after in ((pipe, CONV, True), (q, ATTENTION, False), (q, "no.such", False)):
+        with pytest.raises(ValueError):
+            weight_channels(model, layer, after)
+
+
+# -- propagation ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def outputs(q, lr, name):
+    """The direct way: the outputs of all layers and attention products of a run in one mode, and the layers' inputs.
+
+    In a batch of two, because a batch of one rounds otherwise here and there.
+    """
+    out, into, handles = {}, {}, []
+
+    def hook(layer, args, y):
+        out[layer.name], into[layer.name] = y, args[0]
+
+    for key, layer in quantized_layers(q).items():
+        if isinstance(layer, QuantLayer):
+            handles.append(layer.register_forward_hook(hook))
+        if isinstance(layer, QuantAttention):
+            first = q.get_submodule(key).to_out[0]
+            handles.append(first.register_forward_pre_hook(lambda _, args, key=key: out.update({key: args[0]})))
+    with mode(q, name):
+        q.restore(q.prepare(torch.stack([lr, lr])))
+    for handle in handles:
+        handle.remove()
+    return out, into
+
+
+def decibels(pairs):
+    """10 log10(signal / noise) of a list of (full, quantized)."""
+    signal = sum(y.double().square().sum() for y, _ in pairs)
+    return 10 * torch.log10(signal / sum((y - z).double().square().sum() for y, z in pairs)).item()
+
+
+@torch.no_grad()
+def test_propagation_is_what_two_separate_passes_give(calibrated, pairs):
+    q = calibrated(W4A4)
+    runs = [(outputs(q, pair.lr, "float"), outputs(q, pair.lr, "quantized")[0]) for pair in pairs[:2]]
+    frame = propagation(q, [pair.lr for pair in pairs[:2]]).set_index("layer")
+    assert set(frame.index) == set(quantized_layers(q))
+    for name, layer in quantized_layers(q).items():
+        accumulated = decibels([(full[name], low[name]) for (full, _), low in runs])
+        assert frame.accumulated_db[name] == pytest.approx(accumulated, abs=1e-3)
+        if isinstance(layer, QuantLayer):
+            local = decibels([(full[name], layer.forward(into[name])) for (full, into), _ in runs])
+        else:
+            attention, scale = q.get_submodule(name), q.get_submodule(name).scale
+            qkv = [[full[f"{name}.to_{key}"] for key in "qkv"] for (full, _), _ in runs]
+            local = decibels([(r[0][0][name], layer.product(*x, attention.heads, scale)) for r, x in zip(runs, qkv)])
+        assert frame.local_db[name] == pytest.approx(local, abs=1e-3)
+
+
+def test_propagation_leaves_no_trace(calibrated, pairs):
+    q = calibrated(W4A4)
+    before, output = modes(q), q(pairs[0].lr)
+    first = propagation(q, [pairs[0].lr])
+    assert not hooks(q) and modes(q) == before and torch.equal(q(pairs[0].lr), output)
+    assert first.equals(propagation(q, [pairs[0].lr]))
+    with pytest.raises(ValueError):
+        propagation(q, [torch.full((3, 8, 8), 2.0)])
+    assert not hooks(q) and modes(q) == before
+
+
+def test_error_adds_up_along_the_way_and_bits_reduce_it(calibrated, pairs):
+    images = [pair.lr for pair in pairs]
+    low, high = (propagation(calibrated(replace(r, keep=())), images) for r in (W4A4, W8A8))
+    for frame in (low, high):
+        assert frame.layer.iloc[0] == "vae.encoder.conv_in" and frame.layer.iloc[-1] == "vae.decoder.conv_out"
+        assert frame.local_db.iloc[0] == pytest.approx(frame.accumulated_db.iloc[0], abs=1e-3)
+        assert (frame.local_db >= frame.accumulated_db).mean() > 0.95
+    assert (high.local_db > low.local_db + 20).all() and (high.accumulated_db > low.accumulated_db).all()
+    theory = 20 * math.log10(255 / 15)  # the step shrinks from 1/15 to 1/255 of the range
+    assert (high.local_db - low.local_db).median() == pytest.approx(theory, abs=0.3)
+
+
+def test_collapse_names_the_planted_layer(calibrated, pairs):
+    images = [pair.lr for pair in pairs]
+    good, bad = propagation(calibrated(W8A8), images), propagation(calibrated(W8A8.kept(BAD, bits=2)), images)
+    assert collapse(good) is None
+    assert collapse(bad) == BAD
+    assert collapse(good, 1000.0) == "vae.encoder.conv_in" == collapse(good[::-1], 1000.0)  # whatever the frame's order
+
+
+def test_propagation_keeps_no_activations(calibrated):
+    """Tensors alive when the last layer begins: not many more than a pass over two images holds anyway."""
+    q, alive = calibrated(W4A4), []
+
+    def count(_, args):
+        alive.append(sum(o.nbytes for o in gc.get_objects() if type(o) is torch.Tensor))
+
+    x = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    last = q.get_submodule("vae.decoder.conv_out").register_forward_pre_hook(count)
+    with torch.no_grad(), mode(q, "float"):
+        q.restore(q.prepare(torch.stack([x, x])))
+    propagation(q, [x])
+    last.remove()
+    everything = sum(t.nbytes for t in outputs(q, x, "float")[0].values())
+    assert alive[1] - alive[0] < 0.02 * everything
+
+
+def test_propagation_says_what_is_wrong(pipe, calibrated, pairs):
+    with pytest.raises(ValueError, match="quantize"):
+        propagation(pipe, [pairs[0].lr])
+    with pytest.raises(ValueError, match="at least one image"):
+        propagation(calibrated(W4A4), [])
+    with pytest.raises(RuntimeError, match="calibrate"):
+        propagation(quantize(pipe, W4A4), [pairs[0].lr])
+
+
+# -- sensitivity ------------------------------------------------------------------------------------------------------
+
+
+def psnr_rgb(images, full):
+    return -10 * math.log10(np.mean([(a - b).double().square().mean().item() for a, b in zip(images, full)]))
+
+
+@pytest.mark.parametrize("layer", ["vae.encoder.mid_block.resnets.0.conv1", BAD, CONV, ATTENTION])
+def test_scores_are_those_of_whole_passes(pipe, calibrated, pairs, layer):
+    """Against the pipeline's own outputs from end to end, of one batch: the last bit of an image's outputs depends on
+    its batch, and a rounding that turns on it another error on the way."""
+    q, images = calibrated(W4A4), [pair.lr for pair in pairs]
+    batch = torch.stack(images)
+    full = pipe(batch)
+    with mode(q, "float"), mode(quantized_layers(q)[layer], "quantized"):
+        alone = psnr_rgb(q(batch), full)
+    with mode(quantized_layers(q)[layer], "float"):
+        kept = psnr_rgb(q(batch), full)
+    every, before = psnr_rgb(q(batch), full), modes(q)
+    (record,) = measure(q, images, [layer])
+    assert record["alone_db"] == pytest.approx(alone, abs=0.01) and record["kept_db"] == pytest.approx(kept, abs=0.01)
+    assert record["gain_db"] == pytest.approx(kept - every, abs=0.01)
+    assert modes(q) == before
+
+
+def test_images_of_different_sizes_are_pooled_and_cut(pipe, calibrated, pairs):
+    q, images = calibrated(W4A4), [pairs[0].lr, pairs[1].lr[:, :5, :3]]
+    errors = []
+    with mode(q, "float"), mode(quantized_layers(q)[CONV], "quantized"):
+        for image in images:
+            errors.append((q(image) - pipe(image)).double().square().flatten())
+    (record,) = measure(q, images, [CONV])
+    assert record["alone_db"] == pytest.approx(-10 * math.log10(torch.cat(errors).mean()), abs=0.05)
+
+
+def test_the_planted_layer_ranks_first_and_is_spared(pipe, calibrated, pairs):
+    """A round trip: 2 bits in one layer of a W8A8 recipe; found, kept at 8, and the harm is gone."""
+    bad = W8A8.kept(BAD, bits=2)
+    seen = []
+    frame = sensitivity(pipe, pairs[:2], bad, limit=5, callback=seen.append)
+    assert [r["step"] for r in seen] == [1, 2, 3, 4, 5] and {r["of"] for r in seen} == {5}
+    assert frame.layer[0] == BAD and frame.sort_values("gain_db").layer.iloc[-1] == BAD
+    assert frame.alone_db[0] < frame.alone_db[1] - 10 and frame.gain_db[0] > frame.gain_db[1:].max() + 3
+    assert frame.alone_db.is_monotonic_increasing and (frame.weight_bits[0], frame.act_bits[1]) == (2, 8)
+    better = keep_top(bad, frame, 1)
+    assert better.bits(BAD) == (8, 8) and better.keep == (*bad.keep, (BAD, 8))
+    (spared,) = measure(calibrated(better), [pair.lr for pair in pairs[:2]], [BAD])
+    assert spared["alone_db"] > frame.alone_db[0] + 20
+
+
+def test_limit_takes_the_layers_that_lose_most_themselves(pipe, calibrated, pairs):
+    q = calibrated(W4A4)
+    frame = sensitivity(q, pairs[:1], limit=4)
+    lowest = propagation(q, [pairs[0].lr]).set_index("layer").local_db.nsmallest(4)
+    assert set(frame.layer) == set(lowest.index)
+    assert frame.set_index("layer").local_db.to_dict() == pytest.approx(lowest.to_dict())
+
+
+def test_keep_top_passes_layers_that_have_the_bits():
+    import pandas as pd
+
+    ranking = pd.DataFrame({"layer": ["unet.conv_out", CONV, BAD, LINEAR]})  # the first has 8 bits in every recipe
+    recipe = keep_top(W4A4, ranking, 2, bits=6)
+    assert [recipe.bits(name)[0] for name in ranking.layer] == [8, 6, 6, 4]
+    assert keep_top(W4A4, ranking, 0) == W4A4
+    assert keep_top(W4A4, ranking[::-1], 1).bits(LINEAR) == (8, 8)
+    with pytest.raises(ValueError, match="count"):
+        keep_top(W4A4, ranking, -1)
+    with pytest.raises(ValueError, match="bits"):
+        keep_top(W4A4, ranking, 1, bits=40)
+
+
+def test_sensitivity_says_what_is_wrong(pipe, calibrated, pairs):
+    for arguments in ((pipe, pairs), (calibrated(W4A4), pairs, W4A4), (pipe, [], W4A4), (pipe, pairs, W4A4, "let", 0)):
+        with pytest.raises(ValueError):
+            sensitivity(*arguments)
