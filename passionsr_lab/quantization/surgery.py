@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..fullsize import osediff, weights
 from ..imaging.tiling import Tiling
 from ..official.layers import OfficialAttention, OfficialLayer
-from ..pipeline import onestep as model
+from ..pipeline import folder as model
 from ..pipeline.onestep import OneStepSR
 from ..util.files import write_json, write_tensors
 from ..util.names import MODULES
