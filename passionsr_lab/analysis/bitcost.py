@@ -95,7 +95,7 @@ def recipe_cost(frame: pandas.DataFrame, recipe: Recipe | None) -> dict[str, flo
     if recipe is None:
         return bit_cost(frame, 32, 32)
     names = {_owner(row) for row in frame.itertuples()}
-    keep = {pattern: bits for pattern, bits in recipe.keep if any(fnmatchcase(name, pattern) for name in names)}
+    keep = {name: recipe.bits(name) for name in names}
     return bit_cost(frame, recipe.weight_bits, recipe.act_bits, keep, recipe.modules, recipe.attention)
 
 
@@ -103,7 +103,7 @@ def bit_cost(
     frame: pandas.DataFrame,
     weight_bits: int,
     act_bits: int,
-    keep: Mapping[str, int] | None = None,
+    keep: Mapping[str, int | tuple[int, int]] | None = None,
     modules: Iterable[str] = MODULES,
     attention: bool | tuple[str, ...] = True,
 ) -> dict[str, float]:
@@ -117,7 +117,7 @@ def bit_cost(
     Args:
         frame: of `count(pipe)`.
         weight_bits, act_bits: whole numbers from 1 to 32; 32 is full precision and needs no quantizer.
-        keep: fnmatch patterns of layer names -> bits of weights and activations there; the last match decides.
+        keep: fnmatch patterns of layer names -> bits there, or (weight bits, activation bits); the last match decides.
             An attention product goes by its attention's name, without `.qk` or `.av`.
         modules: what is quantized; the rest has 32 bits.
         attention: whether the attention products are quantized: everywhere, or where a pattern matches.
@@ -137,7 +137,7 @@ def bit_cost(
         (5.29, 27.4)
     """
     keep, modules = dict(keep or {}), tuple(modules)
-    _check(frame, (weight_bits, act_bits, *keep.values()), keep, modules)
+    _check(frame, (weight_bits, act_bits, *(b for bits in keep.values() for b in _both(bits))), keep, modules)
     default = (weight_bits, act_bits)
     rows = [(r, *_bits(r, default, keep, modules, attention)) for r in frame.itertuples()]
     layers = [(r, w, a) for r, w, a in rows if r.weights]
@@ -163,8 +163,12 @@ def _bits(
     if row.module not in modules or not (row.weights or (product and applies(attention, _owner(row)))):
         return 32, 32
     kept = [bits for pattern, bits in keep.items() if fnmatchcase(_owner(row), pattern)]
-    weight, act = (kept[-1], kept[-1]) if kept else default
+    weight, act = _both(kept[-1]) if kept else default
     return (act, act) if product else (weight, act)
+
+
+def _both(bits: int | tuple[int, int]) -> tuple[int, int]:
+    return bits if isinstance(bits, tuple) else (bits, bits)
 
 
 def _stored(row, weight_bits: int, act_bits: int) -> int:

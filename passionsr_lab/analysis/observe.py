@@ -12,8 +12,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..pipeline.onestep import OneStepSR
-from ..quantization.layer import QuantAttention, QuantLayer
-from ..quantization.surgery import parts
+from ..quantization.attention import QuantAttention
+from ..quantization.layer import QuantLayer
 from ..util.names import MODULES
 from .running import Accumulator, Histogram
 
@@ -127,15 +127,15 @@ def observing(pipe: OneStepSR) -> Iterator[Stats]:
 def sites(pipe: OneStepSR) -> Iterator[Site]:
     """Every Linear, Conv2d and attention of encoder, UNet and decoder, quantized or not, in definition order."""
     wrapped = {m.layer for m in pipe.modules() if isinstance(m, QuantLayer)}
-    for module in MODULES:
-        for prefix, piece in parts(pipe)[module].items():
-            for name, layer in piece.named_modules(prefix=prefix):
+    for segment in pipe.segments():
+        for prefix, module in segment.modules.items():
+            for name, layer in module.named_modules(prefix=prefix):
                 if isinstance(layer, QuantLayer):
-                    yield Site(module, name, type(layer.layer).__name__, layer)
+                    yield Site(segment.name, name, type(layer.layer).__name__, layer)
                 elif isinstance(layer, (nn.Linear, nn.Conv2d)) and layer not in wrapped:
-                    yield Site(module, name, type(layer).__name__, layer)
+                    yield Site(segment.name, name, type(layer).__name__, layer)
                 elif type(layer).__name__ == "Attention":
-                    yield Site(module, name, "attention", layer)
+                    yield Site(segment.name, name, "attention", layer)
 
 
 def _watch(stats: Stats, site: Site) -> list:
@@ -146,7 +146,8 @@ def _watch(stats: Stats, site: Site) -> list:
     def hook(layer, args):
         stats._add(site, args[0], dim)
         if isinstance(layer, QuantLayer):
-            stats._add(site, layer.transform(args[0], dim), dim, after=True)
+            transform = layer.transform
+            stats._add(site, args[0] if transform is None else transform(args[0], dim), dim, after=True)
 
     return [site.layer.register_forward_pre_hook(hook)]
 
@@ -159,8 +160,7 @@ def _watch_product(stats: Stats, site: Site, key: str):
         stats._add(own, output, -1)
         processor = site.layer.processor
         if isinstance(processor, QuantAttention):
-            scale = {"q": processor.transform_qk.scale, "k": 1 / processor.transform_qk.scale}
-            stats._add(own, output / scale.get(key, processor.transform_v.scale), -1, after=True)
+            stats._add(own, output * processor.factor(key), -1, after=True)
 
     return getattr(site.layer, f"to_{key}").register_forward_hook(hook)
 

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..imaging.pictures import to_tensor
-from ..quantization.layer import QuantAttention, Quantized, QuantLayer
-from ..quantization.surgery import QuantizedSR, mode, pieces, quantized_layers
+from ..quantization.attention import QuantAttention
+from ..quantization.layer import Quantized, QuantLayer, mode
+from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
 from ..util.names import MODULES
 
 
@@ -47,7 +48,7 @@ def propagation(q: QuantizedSR, images: Sequence[Image.Image | Tensor]):
         >>> bool((propagation(q, [pair.lr for pair in pairs]).local_db > 0).all())
         True
     """
-    if not quantized_layers(q):
+    if not isinstance(q, QuantizedSR):
         raise ValueError("Error propagation needs a quantized pipeline (lab.quantize), not a full-precision one.")
     if len(images) == 0:
         raise ValueError("Error propagation needs at least one image.")
@@ -111,7 +112,7 @@ def _split(layer: Quantized, full: Tensor, quantized: Tensor, sums: dict[str, np
 def _frame(q: QuantizedSR, sums: dict[str, np.ndarray]):
     import pandas as pd
 
-    module_of = {name: module for module in MODULES for name in quantized_layers(pieces(q, module))}
+    module_of = {name: module for module in MODULES for name in quantized_layers(segment_modules(q, module))}
     rows = [(module_of[name], name, *(_decibels(s, noise) for noise in n)) for name, (s, *n) in sums.items()]
     frame = pd.DataFrame(rows, columns=["module", "layer", "local_db", "accumulated_db"])
     frame["layer"] = pd.Categorical(frame["layer"], list(sums), ordered=True)

@@ -10,23 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..calibration.loop import calibrate
 from ..imaging.pairs import Pair
 from ..imaging.pictures import to_tensor
+from ..methods import UNTRAINED, calibrate
 from ..pipeline.onestep import OneStepSR
+from ..quantization.layer import mode
+from ..quantization.place import QuantizedSR, quantize, quantized_layers, segment_modules
 from ..quantization.recipe import Recipe
-from ..quantization.surgery import QuantizedSR, mode, pieces, quantize, quantized_layers
 from ..util.names import MODULES
 from .propagation import propagation
-
-STEPS = {"encoder": "encode", "unet": "denoise", "decoder": "decode"}
 
 
 def sensitivity(
     pipe: OneStepSR,
     pairs: Sequence[Pair | tuple],
     recipe: Recipe | str | None = None,
-    method: str = "let",
+    method: str = UNTRAINED,
     limit: int | None = None,
     callback: Callable[[dict], None] | None = None,
 ):
@@ -120,7 +119,7 @@ def measure(q: QuantizedSR, images: Sequence[Image.Image | Tensor], layers: Sequ
     bench = _Bench(q, images)
     with mode(q, "quantized"):
         all_db = bench.psnr("decoder", "quantized")
-    found, owner = quantized_layers(q), {n: m for m in MODULES for n in quantized_layers(pieces(q, m))}
+    found, owner = q.layers, {n: m for m in MODULES for n in quantized_layers(segment_modules(q, m))}
     for step, name in enumerate(layers, 1):
         with mode(q, "float"), mode(found[name], "quantized"):
             alone = bench.psnr(owner[name], "float")
@@ -136,7 +135,8 @@ class _Bench:
     before a layer's module need not run again.  Images of one size go together."""
 
     def __init__(self, q: QuantizedSR, images: Sequence[Image.Image | Tensor]):
-        self.q, lrs = q, [to_tensor(image).to(q.prompt_embedding.device) for image in images]
+        self.q, self.runs = q, {s.name: s.run for s in q.segments()}
+        lrs = [to_tensor(image).to(q.prompt_embedding.device) for image in images]
         shapes = sorted({lr.shape for lr in lrs})
         batches = [torch.stack([lr for lr in lrs if lr.shape == shape]) for shape in shapes]
         self.sizes = [(h * q.upscale, w * q.upscale) for _, h, w in shapes]
@@ -148,14 +148,14 @@ class _Bench:
         way = {"encoder": x}
         with mode(self.q, name):
             for before, module in pairwise(MODULES):
-                way[module] = [getattr(self.q, STEPS[before])(t) for t in way[before]]
+                way[module] = [self.runs[before](t) for t in way[before]]
         return way
 
     def _images(self, module: str, before: str) -> list[Tensor]:
         """The images, in [0, 1], when `module` and what follows it run as they are set, and all before it as told."""
         x = self.inputs[before][module]
         for after in MODULES[MODULES.index(module) :]:
-            x = [getattr(self.q, STEPS[after])(t) for t in x]
+            x = [self.runs[after](t) for t in x]
         return [(t[..., :h, :w] / 2 + 0.5).clamp(0, 1) for t, (h, w) in zip(x, self.sizes)]
 
     def psnr(self, module: str, before: str) -> float:

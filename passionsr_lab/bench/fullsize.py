@@ -24,9 +24,10 @@ from ..evaluation.paper import CALIBRATION
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair
 from ..imaging.pictures import UPSCALE
+from ..methods import DEFAULT, find
 from ..pipeline.onestep import OneStepSR
+from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import recipe as recipe_named
-from ..quantization.surgery import QuantizedSR, quantize
 from ..util.memory import Peak
 
 PAIRS, EPOCHS, STAGES = 500, 2, 2  # of the paper's calibration: pairs, passes per stage, stages per module
@@ -91,7 +92,7 @@ def fullsize(options: FullSize, make=sd21) -> Iterator[dict]:
 def _calibrated(quantized: QuantizedSR, options: FullSize, generator: torch.Generator) -> Iterator[dict]:
     side = options.crop // UPSCALE
     pair = Pair("random", torch.rand(3, side, side, generator=generator), torch.empty(0))
-    for record in Calibration(quantized, [pair], batch=1, lean=True).probe():
+    for record in Calibration(quantized, [pair], find(DEFAULT), batch=1, lean=True).probe():
         yield {"step": "calibrate"} | {key: record[key] for key in ("module", "loss", "seconds", "peak_bytes")}
 
 

@@ -13,7 +13,7 @@ from typing import Callable, Iterable, Iterator
 
 from ..evaluation.protocols import PROTOCOLS
 from ..imaging.calibration_set import DEGRADATIONS
-from ..quantization.recipe import METHODS
+from ..methods import ABLATION, METHODS, find
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,9 +124,7 @@ def parser() -> argparse.ArgumentParser:
     cmp = command(compare, "compare", "The ablation: methods x recipes on pictures that were not calibrated on.")
     cmp.add_argument("--model", default="tiny", help="'tiny', a model folder or a hub id (default: %(default)s)")
     cmp.add_argument("--recipes", default="W8A8,W6A6,W4A4", help="(default: %(default)s)")
-    cmp.add_argument(
-        "--methods", default="maxmin,lbq,lbq+let,passionsr-strict,passionsr", help="(default: %(default)s)"
-    )
+    cmp.add_argument("--methods", default=",".join(ABLATION), help="(default: %(default)s)")
     cmp.add_argument("--seeds", type=int, default=1, help="how many seeds (default: %(default)s)")
     cmp.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
     cmp.add_argument("--cache", type=Path, help="folder in which finished runs are kept")
@@ -238,7 +236,7 @@ def upscale(options) -> tuple[int, dict]:
     """`upscale INPUT OUTPUT`."""
     from ..imaging.colour import require_fix
     from ..imaging.pictures import image_files, read_image
-    from ..quantization.surgery import load
+    from ..store.folder import load
     from ..util.files import replacing
 
     folder = options.input.is_dir()
@@ -286,21 +284,23 @@ def _tiling(tile: int | None, overlap: int | None, pipe):
 
 def calibrate(options) -> tuple[int, dict]:
     """`calibrate --recipe R --method M --images DIR --out DIR`."""
+    from ..calibration.checkpoint import save as save_state
     from ..calibration.loop import Calibration
     from ..imaging.pairs import chosen_pairs
-    from ..quantization.surgery import load, quantize, save
+    from ..quantization.place import quantize
+    from ..store.folder import load, save
 
     start = time.perf_counter()
     quantized = quantize(load(options.model), options.recipe)
     recipe = quantized.recipe.name
     pairs = chosen_pairs(options.images, options.pairs, options.size, options.seed)
-    work = Calibration(quantized, pairs, options.method, options.epochs, options.batch, options.seed)
+    work = Calibration(quantized, pairs, find(options.method), options.epochs, options.batch, options.seed)
     checkpoint, peak = options.out / "unfinished.pt", 0
     with _stopping() as stopped:
         for record in _progress(work.run(keep=checkpoint), work.total, f"{options.method} {recipe}"):
             peak = max(peak, record["peak_bytes"])
             if stopped():
-                work.save(checkpoint)
+                save_state(work, checkpoint)
                 raise KeyboardInterrupt
     save(quantized, options.out)
     checkpoint.unlink(missing_ok=True)
@@ -315,7 +315,7 @@ def calibrate(options) -> tuple[int, dict]:
 
 def convert(options) -> tuple[int, dict]:
     """`convert --from official FILES --model M --out DIR`, and `--from lab FOLDER` the other way."""
-    from ..official.convert import export_folder, import_files
+    from ..store.convert import export_folder, import_files
 
     if options.source == "official":
         return 0, import_files(options.files, options.model, options.out, options.recipe, options.numerics)
@@ -371,7 +371,7 @@ def evaluate(options) -> tuple[int, dict]:
     from ..imaging.pairs import chosen_pairs
     from ..imaging.pictures import upsample
     from ..imaging.psnr import psnr_y
-    from ..quantization.surgery import load
+    from ..store.folder import load
 
     pipe = load(options.model, prompt=options.prompt)
     pairs = chosen_pairs(options.images, options.pairs, options.size, options.seed, split="test")

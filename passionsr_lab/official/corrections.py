@@ -7,11 +7,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..calibration.method import Method
 from ..pipeline.onestep import OneStepSR
-from ..quantization.layer import QuantAttention, QuantLayer
-from ..quantization.surgery import QuantizedSR, quantize, quantized_layers, unquantize
-from .layers import OfficialAttention, OfficialLayer
+from ..quantization.attention import QuantAttention
+from ..quantization.filling import LET
+from ..quantization.layer import QuantLayer
+from ..quantization.place import QuantizedSR, quantize, quantized_layers, unquantize
+from .layers import OfficialAttention, OfficialLayer, Released
 
+RELEASED = Method("released", "PassionSR, released files", "PassionSR's released code", Released())
+CORRECTED = Method("released-corrected", "PassionSR, released files, corrected", "PassionSR's released code", LET())
 CORRECTIONS = {
     "bias": "stays in full precision; the released code rounds it per tensor, to as few bits as the weight",
     "linear shift": "the UNet's Linear layers take W shift back; the released code adds it a second time",
@@ -38,9 +43,11 @@ def correct(quantized: QuantizedSR) -> QuantizedSR:
     if quantized.prompt_embedding.is_meta:
         raise ValueError('numerics="paper" needs the model\'s weights; without them only "official" can be converted.')
     name = quantized.recipe.name.replace("official", "corrected")
-    new = quantize(unquantize(quantized), replace(quantized.recipe, name=name, numerics="paper"))
-    ours = quantized_layers(new)
-    for name, theirs in quantized_layers(quantized).items():
+    new = quantize(unquantize(quantized), replace(quantized.recipe, name=name))
+    new.method = CORRECTED
+    new.method.slots.install(new)
+    ours = new.layers
+    for name, theirs in quantized.layers.items():
         (_correct_layer if isinstance(theirs, OfficialLayer) else _correct_attention)(ours[name], theirs)
     return new
 
@@ -54,19 +61,17 @@ def _correct_layer(ours: QuantLayer, theirs: OfficialLayer) -> None:
     bounds = [q.bounds() for q in theirs.act_quantizers]
     bounds = bounds if theirs.as_conv else [_union(bounds)] * len(bounds)
     low, high = (torch.cat([b[i].expand(n) for b, n in zip(bounds, ours.sizes)]) for i in (0, 1))
-    ours.range.low.copy_(low * scale + shift)
-    ours.range.high.copy_(high * scale + shift)
+    ours.range.set(low * scale + shift, high * scale + shift)
     for quantizer, natural, wanted in zip(ours.act_quantizers, ours.input_ranges(), bounds):
         _trim(quantizer.trim, natural, wanted)
-    for quantizer, natural, wanted in zip(ours.weight_quantizers, _weight_ranges(ours), theirs.weight_quantizers):
+    for quantizer, natural, wanted in zip(ours.weight_quantizers, ours.weight_ranges(), theirs.weight_quantizers):
         _trim(quantizer.trim, natural, wanted.bounds())
 
 
 def _correct_attention(ours: QuantAttention, theirs: OfficialAttention) -> None:
     ours.transform_qk.log_scale.copy_(theirs.transform_qk.scale.log())
     for key, their in theirs.ranges.items():
-        ours.ranges[key].low.copy_(their.low)
-        ours.ranges[key].high.copy_(their.high.clamp_max(1) if key == "p" else their.high)
+        ours.ranges[key].set(their.low, their.high.clamp_max(1) if key == "p" else their.high)
 
 
 def _trim(trim: Tensor, natural: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> None:
@@ -74,12 +79,6 @@ def _trim(trim: Tensor, natural: tuple[Tensor, Tensor], wanted: tuple[Tensor, Te
     (low, high), (lower, upper) = natural, wanted
     width = (high - low).clamp_min(1e-12)
     trim.copy_(torch.stack([(lower - low) / width, (high - upper) / width]))
-
-
-def _weight_ranges(layer: QuantLayer) -> list[tuple[Tensor, Tensor]]:
-    weight, dims = layer.transformed_weight(), tuple(range(1, layer.layer.weight.ndim))
-    sizes = layer.sizes if len(layer.sizes) > 1 else [weight.shape[1]]
-    return [(p.amin(dims, True), p.amax(dims, True)) for p in weight.split(sizes, 1)]
 
 
 def _union(bounds: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -109,7 +108,7 @@ def official_tensors(quantized: QuantizedSR, part: str, latent: int) -> tuple[di
     Raises `ValueError` where the format demands what the recipe left out, `RuntimeError` before calibration.
     """
     module = getattr(quantized, part)
-    if quantized.recipe.numerics == "official":
+    if quantized.method is RELEASED:
         for layer in quantized_layers(module).values():
             (layer.range if isinstance(layer, QuantLayer) else layer.ranges["q"]).require(layer.name)
         return places(module), []
@@ -134,7 +133,10 @@ def official_tensors(quantized: QuantizedSR, part: str, latent: int) -> tuple[di
 
 
 def _layer_tensors(layer: QuantLayer, part: str, lost: set[str]) -> dict[str, Tensor]:
-    scale, shift, ranges = layer.transform.scale, layer.transform.shift, layer.input_ranges()
+    ranges, channels = layer.input_ranges(), layer.range.low
+    scale, shift = torch.ones_like(channels), torch.zeros_like(channels)
+    if layer.transform is not None:
+        scale, shift = layer.transform.scale, layer.transform.shift
     linear = part == "unet" and not layer.conv
     if linear and shift.any():
         lost.add("Shifts of the UNet's Linear layers are left out, because the released code adds them twice.")
@@ -144,7 +146,7 @@ def _layer_tensors(layer: QuantLayer, part: str, lost: set[str]) -> dict[str, Te
     if linear and len(acts) == 2:
         lost.add("Linear inputs are halved by tokens there; both halves get the wider range of the channel halves.")
         acts = [_union(acts)] * 2
-    weights = [_bounds(q, *r) for q, r in zip(layer.weight_quantizers, _weight_ranges(layer))]
+    weights = [_bounds(q, *r) for q, r in zip(layer.weight_quantizers, layer.weight_ranges())]
     named = {f"act_quantizers.{i}": b for i, b in enumerate(acts)}
     named |= {f"weight_quantizers.{i}": b for i, b in enumerate(weights)}
     if layer.layer.bias is not None:
@@ -153,11 +155,12 @@ def _layer_tensors(layer: QuantLayer, part: str, lost: set[str]) -> dict[str, Te
 
 
 def _attention_tensors(layer: QuantAttention, heads: int, lost: set[str]) -> dict[str, Tensor]:
-    scales = layer.transform_qk.scale.view(heads, -1)
+    v = layer.factor("v")
+    scales = layer.factor("k").view(heads, -1)
     shared = scales.log().mean(0).exp()
     if not torch.allclose(scales, shared.expand_as(scales), rtol=1e-5):
         lost.add("The scale between q and k is one for all heads there; their geometric mean is written.")
-    if not torch.allclose(layer.transform_v.scale, torch.ones_like(layer.transform_v.scale), rtol=1e-5):
+    if not torch.allclose(v, torch.ones_like(v), rtol=1e-5):
         lost.add("The scale of v is per token there and per channel here; v is written without one.")
     factors = {"q": 1 / shared.repeat(heads), "k": shared.repeat(heads), "v": 1.0}
     named = {}

@@ -1,18 +1,24 @@
-"""The released PassionSR code's arithmetic, for its own calibration files: recipes with `numerics="official"`.
+"""The released PassionSR code's arithmetic, for its own calibration files: what the method "released" fills in.
 
-It differs from the paper, and from `layers`, in the points that `official.CORRECTIONS` lists.  Bounds and scales are
-held as the files hold them, absolute and to the last bit, so that a file that was read is written back as it was.
-These layers run; `calibrate` trains the paper's.
+It differs from the paper, and from `quantization.layer`, in the points that `corrections.CORRECTIONS` lists.  Bounds
+and scales are held as the files hold them, absolute and to the last bit, so that a file that was read is written back
+as it was.
+These layers run; calibration trains the paper's.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..quantization.layer import QuantAttention, QuantLayer
-from ..quantization.recipe import Recipe
+from ..quantization.attention import QuantAttention, attend
+from ..quantization.filling import Slots
+from ..quantization.layer import QuantLayer
+from ..quantization.place import QuantizedSR
+from ..quantization.recipe import LayerRecipe
 
 
 def half_away(x: Tensor) -> Tensor:
@@ -35,9 +41,9 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int) -> Tensor:
 class OfficialQuantizer(nn.Module):
     """`lower` and `upper`, the files' x_min and x_max, in the unit of what is quantized; NaN until a file is read."""
 
-    def __init__(self, bits: int, shape: tuple[int, ...] = ()):
+    def __init__(self, bits: int, shape: tuple[int, ...] = (), zero_point: str = "integer"):
         super().__init__()
-        self.bits = bits
+        self.bits, self.zero_point = bits, zero_point
         self.register_buffer("lower", torch.full(shape, torch.nan))
         self.register_buffer("upper", torch.full(shape, torch.nan))
 
@@ -77,17 +83,14 @@ class OfficialLayer(QuantLayer):
     split by tokens.  The VAE's attention projections, Linear in diffusers, are 1x1 convolutions in the released code.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, name: str, recipe: Recipe):
-        super().__init__(layer, name, recipe)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, name: str, setting: LayerRecipe):
+        super().__init__(layer, name, setting)
         self.as_conv = self.conv or name.startswith("vae.")
-        channels, parts = len(self.range.low), len(self.sizes)
-        self.sizes = [channels // 2, channels - channels // 2] if parts == 2 else [channels]
-        weight_bits, act_bits = recipe.bits(name)
-        column = (layer.weight.shape[0],) + (1,) * (layer.weight.ndim - 1)
+        channels = len(self.range.low)
+        self.sizes = [channels // 2, channels - channels // 2] if len(self.sizes) == 2 else [channels]
         self.transform = OfficialTransform(channels, 1 if self.as_conv else -1)
-        self.act_quantizers = nn.ModuleList(OfficialQuantizer(act_bits) for _ in self.sizes)
-        self.weight_quantizers = nn.ModuleList(OfficialQuantizer(weight_bits, column) for _ in self.sizes)
-        self.bias_quantizer = None if layer.bias is None else OfficialQuantizer(weight_bits)
+        self.fill_quantizers(OfficialQuantizer)
+        self.bias_quantizer = None if layer.bias is None else OfficialQuantizer(setting.weight_bits)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mode != "quantized":
@@ -105,8 +108,8 @@ class OfficialLayer(QuantLayer):
         axis = self.dim if self.as_conv else 1
         size = x.shape[axis]
         x = self.transform(x, self.dim)
-        parts = x.split([size // 2, size - size // 2], axis) if len(self.sizes) == 2 else [x]
-        return torch.cat([q(p) for q, p in zip(self.act_quantizers, parts)], axis)
+        halves = x.split([size // 2, size - size // 2], axis) if len(self.sizes) == 2 else [x]
+        return torch.cat([q(half) for q, half in zip(self.act_quantizers, halves)], axis)
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The boundaries themselves: the files hold no other range."""
@@ -118,11 +121,7 @@ class OfficialLayer(QuantLayer):
         """Sets `range` to where each channel of the input clips, which is all that the boundaries tell of it."""
         lower, upper = (torch.stack([getattr(q, key) for q in self.act_quantizers]) for key in ("lower", "upper"))
         scale, shift = self.transform.scale, self.transform.shift
-        self.range.low = lower.min() * scale + shift
-        self.range.high = upper.max() * scale + shift
-
-    def start_transform(self, recipe: Recipe) -> None:
-        raise ValueError('Recipes with numerics="official" run released files; calibrate one with numerics="paper".')
+        self.range.set(lower.min() * scale + shift, upper.max() * scale + shift)
 
 
 class OfficialAttention(QuantAttention):
@@ -131,15 +130,14 @@ class OfficialAttention(QuantAttention):
     The second ties a calibrated UNet to one number of tokens: to latents of one size.
     """
 
-    def __init__(self, attention: nn.Module, name: str, recipe: Recipe):
-        super().__init__(attention, name, recipe)
-        bits, heads = recipe.bits(name)[1], attention.heads
-        self.quantizers = nn.ModuleDict({key: OfficialQuantizer(bits) for key in "qkvp"})
-        self.transform_qk = HeadScale(heads, attention.to_q.out_features // heads)
+    def __init__(self, attention: nn.Module, name: str, setting: LayerRecipe):
+        super().__init__(attention, name, setting)
+        self.fill_quantizers(OfficialQuantizer)
+        self.transform_qk = HeadScale(attention.heads, attention.to_q.out_features // attention.heads)
         self.transform_v = TokenScale()
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
-        """softmax(q k^T scale) v for (B, N, C) inputs, quantized, in chunks of queries; there is no mask."""
+        """softmax(q k^T scale) v for (B, N, C) inputs, quantized; there is no mask."""
         tokens = self.transform_v.factor
         if not len(tokens):
             raise RuntimeError(f"{self.name} has no scales yet: read a released file into the model (official).")
@@ -150,27 +148,16 @@ class OfficialAttention(QuantAttention):
             )
         q, k = q / self.transform_qk.scale, k * self.transform_qk.scale
         q, k, v = (self.quantizers[key](x) for key, x in zip("qkv", (q, k, v / self.transform_v.scale)))
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
-        rows = max(1, 2**23 // (k.shape[0] * heads * k.shape[2]))
-        return torch.cat([self._attend(part, k, v, scale) for part in q.split(rows, 2)], 2).transpose(1, 2).flatten(2)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-        p = (q @ k.transpose(-1, -2) * scale).softmax(-1)
-        return self.quantizers["p"](p * self.transform_v.factor) @ v
+        return attend(q, k, v, heads, scale, change=lambda p: self.quantizers["p"](p * tokens))
 
     @torch.no_grad()
     def derive_range(self) -> None:
         """Sets `ranges` to where q, k, v and the probabilities clip."""
         tokens, qk, bounds = self.transform_v.factor, self.transform_qk.scale, self.quantizers
         for key, factor in (("q", qk), ("k", 1 / qk)):
-            self.ranges[key].low, self.ranges[key].high = bounds[key].lower * factor, bounds[key].upper * factor
-        channels = torch.ones_like(self.ranges["v"].low)
-        self.ranges["v"].low = (bounds["v"].lower * tokens).min() * channels
-        self.ranges["v"].high = (bounds["v"].upper * tokens).max() * channels
-        self.ranges["p"].low = (bounds["p"].lower / tokens).min()[None]
-        self.ranges["p"].high = (bounds["p"].upper / tokens).max()[None]
-
-    start_transform = OfficialLayer.start_transform
+            self.ranges[key].set(bounds[key].lower * factor, bounds[key].upper * factor)
+        self.ranges["v"].set((bounds["v"].lower * tokens).min(), (bounds["v"].upper * tokens).max())
+        self.ranges["p"].set((bounds["p"].lower / tokens).min(), (bounds["p"].upper / tokens).max())
 
 
 class HeadScale(nn.Module):
@@ -198,3 +185,23 @@ class TokenScale(nn.Module):
     def scale(self) -> Tensor:
         """(N, 1) what the values are divided by."""
         return self.factor[:, None]
+
+
+@dataclass(frozen=True)
+class Released(Slots):
+    """Official layers in the place of every quantized layer; a released file then fills them."""
+
+    def install(self, q: QuantizedSR) -> None:
+        """Swaps the layers; what an earlier calibration left is gone with them."""
+        for name, found in q.layers.items():
+            if isinstance(found, QuantLayer):
+                device = found.layer.weight.device
+                q.set_submodule(name, OfficialLayer(found.layer, name, found.setting).to(device))
+            else:
+                attention = q.get_submodule(name)
+                attention.set_processor(found.original)
+                attention.set_processor(OfficialAttention(attention, name, found.setting).to(found.place))
+        del q.layers
+
+    def start(self, layer) -> None:
+        raise ValueError("The method 'released' runs released files; calibrate with another, for example 'passionsr'.")

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ..fullsize.names import diffusers_name, ldm_name
 from ..pipeline.onestep import OneStepSR
 from ..quantization.layer import QuantLayer
-from ..quantization.recipe import OFFICIAL, Recipe, recipe
-from ..quantization.surgery import QuantizedSR, differing_norms, norms, quantize, quantized_layers
+from ..quantization.place import QuantizedSR, quantize, quantized_layers
+from ..quantization.recipe import Recipe, applies, recipe
 from ..util import checkpoint
 from ..util.files import write_checkpoint
-from .corrections import CORRECTIONS, correct, official_tensors, places
+from .corrections import CORRECTIONS, RELEASED, correct, official_tensors, places
+from .norms import differing_norms, norms
 
 __all__ = ["CORRECTIONS", "Released", "load", "read", "released_recipe", "save"]
 
@@ -133,11 +134,11 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
         bits = named.pop()
     base = recipe(bits) if isinstance(bits, str) else bits
     for r in released if isinstance(bits, Recipe) else ():
-        if r.split != base.splits(f"{r.part}."):
+        if r.split != applies(base.split, f"{r.part}."):
             count, said = ("two", "one") if r.split else ("one", "two")
             raise ValueError(f"Quantizers per layer: {count} in {r.file}, but {said} in the recipe (split).")
     return replace(
-        base, name=f"{base.name.removesuffix(' official')} official", numerics="official", **OFFICIAL,
+        base, name=f"{base.name.removesuffix(' official')} official",
         modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),
         split=tuple(f"{r.part}.*" for r in released if r.split), attention=("unet.*",),
     )  # fmt: skip
@@ -173,6 +174,8 @@ def load(
         if value not in choices:
             raise ValueError(f"{value!r} is none of {', '.join(choices)}.")
     quantized = quantize(pipe, released_recipe(released, bits))
+    quantized.method = RELEASED
+    quantized.method.slots.install(quantized)
     rows = [_fill(quantized, r, on_norms) for r in released]
     if numerics == "paper":
         quantized = correct(quantized)

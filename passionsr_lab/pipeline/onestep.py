@@ -17,6 +17,7 @@ from ..imaging.colour import fixed, require_fix
 from ..imaging.pictures import to_tensor, upsample
 from ..imaging.tiling import Tiling, cropped, enlarged, image_of, in_tiles, padded, tensor_of, thumbnail
 from ..util.files import write_json, write_tensors
+from .path import Segment, segments
 from .shared_norms import SharedNorms
 
 CONFIG = "passionsr.json"
@@ -78,6 +79,10 @@ class OneStepSR(nn.Module):
     def restore(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """The whole path, differentiable: up-sampled LR (B, 3, H, W) in [-1, 1] -> image, not clamped."""
         return self.decode(self.denoise(self.encode(x), condition))
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The path as data: encoder, UNet and decoder, each with its modules and how it runs."""
+        return segments(self)
 
     # -- pictures in, pictures out --------------------------------------------------------------------------------
 

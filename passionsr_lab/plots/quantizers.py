@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantization.quantizer import fake_quantize, grid
+from ..quantization.quantizer import fake_quantize, grid_of
 from .base import ACCENT, COLUMN, GREY, PAGE, PALETTE, drawn, figure, legend, look, title
 
 
@@ -48,7 +48,7 @@ def quantizer_curve(
     margin = 0.3 * (upper - lower)
     x = torch.linspace(lower - margin, upper + margin, points)
     r = response(x, bits, lower, upper, zero_point)
-    step, base = (float(t) for t in grid(torch.tensor(lower), torch.tensor(upper), bits, zero_point))
+    step, base = (float(t) for t in grid_of(torch.tensor(lower), torch.tensor(upper), bits, zero_point))
     fig, axes = figure(width, 3.4, 3, 1, sharex=True, height_ratios=(2, 1, 1.2))
     for ax, line in zip(axes[:2, 0], (r["output"], r["error"])):
         ax.plot(x, line, color=PALETTE[0])
@@ -228,7 +228,7 @@ def _draw_grid(
     clipped = counts[outside].sum() / max(counts.sum(), 1)
     notes = [f"{100 * clipped:.2f} % clipped"]
     if bits is not None:
-        step, base = (float(t) for t in grid(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
+        step, base = (float(t) for t in grid_of(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
         levels = base + step * np.arange(2**bits)
         ax.vlines(levels, 0, 0.06, color=ACCENT, linewidth=min(0.6, 40 / 2**bits), transform=ax.get_xaxis_transform())
         notes.insert(0, f"step {step:.3g}")

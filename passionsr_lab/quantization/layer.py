@@ -1,90 +1,145 @@
-"""The quantized layers: one body for Linear and Conv2d, and the two attention products."""
+"""The quantized layer: one body for Linear and Conv2d, with slots that a method fills.
+
+    y = op(Qa(T x), Qw(T W - branch + delta)) + branch(T x) + bias
+
+An empty slot costs nothing.  A padded convolution pads first, with zeros, and transforms then; so the border is exact
+with any shift.
+"""
 
 from __future__ import annotations
+
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .quantizer import BoundaryQuantizer
-from .recipe import Recipe
+from .quantizer import Quantizer
+from .ranges import Range
+from .recipe import LayerRecipe
 from .transform import EquivalentTransform
 
 MODES = ("float", "observe", "quantized")
-
-
-class Range(nn.Module):
-    """Smallest and largest value of each channel, gathered while observing."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("low", torch.full((channels,), torch.inf))
-        self.register_buffer("high", torch.full((channels,), -torch.inf))
-
-    @torch.no_grad()
-    def add(self, x: Tensor, dim: int) -> None:
-        """Takes in x, whose channels lie along `dim`."""
-        rows = x.detach().transpose(0, dim).reshape(x.shape[dim], -1)
-        self.low.copy_(torch.minimum(self.low, rows.amin(1)))
-        self.high.copy_(torch.maximum(self.high, rows.amax(1)))
-
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.low.fill_(torch.inf)
-        self.high.fill_(-torch.inf)
-
-    def require(self, name: str) -> tuple[Tensor, Tensor]:
-        """(low, high); `RuntimeError` when nothing was observed yet."""
-        if not torch.isfinite(self.low[0]):
-            raise RuntimeError(f"{name} has no activation range yet: calibrate the model first (lab.calibrate).")
-        return self.low, self.high
-
-    @property
-    def amax(self) -> Tensor:
-        """(C,) largest magnitude."""
-        return torch.maximum(self.low.abs(), self.high.abs())
+_modes: ContextVar[dict | None] = ContextVar("modes", default=None)  # of this thread or task only
 
 
 class Quantized(nn.Module):
-    """What quantized layers and attentions share: a name and a mode."""
+    """What quantized layers and attentions share: a name, what the recipe says of it, and a mode."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, setting: LayerRecipe):
         super().__init__()
-        self.name, self.mode = name, "quantized"
+        self.name, self.setting = name, setting
+
+    @property
+    def mode(self) -> str:
+        """ "float", "observe" or "quantized" (outside every `mode` block)."""
+        return (_modes.get() or {}).get(self, "quantized")
+
+    def empty(self) -> None:
+        """Forgets what was observed and empties the slots: a calibration starts from here."""
+        raise NotImplementedError
+
+
+@contextmanager
+def mode(module: nn.Module, name: str) -> Iterator[None]:
+    """Within the block, and in its thread only, the quantized layers of `module` are in this mode."""
+    if name not in MODES:
+        raise ValueError(f"mode is one of {MODES}, not {name!r}.")
+    token = _modes.set((_modes.get() or {}) | {m: name for m in module.modules() if isinstance(m, Quantized)})
+    try:
+        yield
+    finally:
+        _modes.reset(token)
+
+
+@dataclass(frozen=True)
+class FrozenHalf:
+    """The integers of one quantizer pair: x~ = (code + zero) * step, code from 0 to 2**bits - 1.
+
+    weight_codes: the shape of the weight's half; weight_step, weight_zero: one per output channel.
+    act_step, act_zero: scalars.
+    """
+
+    weight_codes: Tensor
+    weight_step: Tensor
+    weight_zero: Tensor
+    act_step: Tensor
+    act_zero: Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What integer execution needs of a calibrated layer; `scale` and `shift` are (C,) or None, `bias` (Co,) or None.
+
+    halves: one or two, along the input channels; sizes: their channels.  What stays in float is `branch`, or None.
+    """
+
+    halves: list[FrozenHalf]
+    sizes: list[int]
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    branch: nn.Module | None
 
 
 class QuantLayer(Quantized):
-    """A Linear or Conv2d whose input and weight are fake-quantized after LET.
+    """A Linear or Conv2d with slots.
 
-    y = Q(x~) * Q(W~) + b + W shift.  A padded convolution pads first, with zeros, and transforms then; so the border
-    is exact with any shift.
+    Slots, all empty at first:
+        transform: `EquivalentTransform` of the input channels, or another with its interface.
+        act_quantizers, weight_quantizers: one `Quantizer`, or one for each half of the input channels.
+        rounding: modules (W, step, base, bits) -> W on the grid, one per weight quantizer; nearest without.
+        delta: a module without arguments -> (shape of W), added to the weight before it is quantized.
+        branch: a module x~ -> output, beside the quantized one in 16 bits; the quantized weight lacks its `weight()`.
+        alignment: a module without arguments -> (Co,), added to the bias.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, name: str, recipe: Recipe):
-        super().__init__(name)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, name: str, setting: LayerRecipe):
+        super().__init__(name, setting)
         self.layer = layer
         self.conv = isinstance(layer, nn.Conv2d)
         self.dim = 1 if self.conv else -1
         channels = layer.in_channels if self.conv else layer.in_features
-        parts = 2 if recipe.splits(name) and channels > 1 and not (self.conv and layer.groups > 1) else 1
-        self.sizes = [channels - channels // 2, channels // 2] if parts == 2 else [channels]
-        weight_bits, act_bits = recipe.bits(name)
-        column = (layer.weight.shape[0],) + (1,) * (layer.weight.ndim - 1)
+        halved = setting.split and channels > 1 and not (self.conv and layer.groups > 1)
+        self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]
         self.range = Range(channels)
-        self.transform = EquivalentTransform(channels, recipe.shift)
-        self.act_quantizers = nn.ModuleList(BoundaryQuantizer(act_bits, (), recipe.zero_point) for _ in self.sizes)
+        self.empty()
+
+    def empty(self) -> None:
+        self.range.clear()
+        self.act_quantizers, self.weight_quantizers = nn.ModuleList(), nn.ModuleList()
+        self.transform: EquivalentTransform | None = None
+        self.rounding: nn.ModuleList | None = None
+        self.delta: nn.Module | None = None
+        self.branch: nn.Module | None = None
+        self.alignment: nn.Module | None = None
+
+    def fill_quantizers(self, make: Callable[..., Quantizer], make_weight: Callable[..., Quantizer] | None = None):
+        """Fills both quantizer slots with `make(bits, shape, zero_point)`, one for each half of a split layer."""
+        weight, setting = self.layer.weight, self.setting
+        column = (weight.shape[0],) + (1,) * (weight.ndim - 1)
+        self.act_quantizers = nn.ModuleList(make(setting.act_bits, (), setting.zero_point) for _ in self.sizes)
         self.weight_quantizers = nn.ModuleList(
-            BoundaryQuantizer(weight_bits, column, recipe.zero_point) for _ in self.sizes
+            (make_weight or make)(setting.weight_bits, column, setting.zero_point) for _ in self.sizes
         )
+        self.to(weight.device)
+
+    # -- the body -------------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.mode == "observe":
+        mode = self.mode
+        if mode == "observe":
             self.range.add(x, self.dim)
-        if self.mode != "quantized":
+        if mode != "quantized":
             return self.layer(x)
-        return self.operate(self.quantized_input(x), self.quantized_weight(), self.bias())
+        seen = self.transformed_input(x)
+        out = self.operate(self.quantized(seen), self.quantized_weight(), self.bias())
+        return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
 
-    def operate(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own operation on an input that is padded already."""
         if not self.conv:
             return F.linear(x, weight, bias)
@@ -92,144 +147,127 @@ class QuantLayer(Quantized):
 
     def pad(self, x: Tensor) -> Tensor:
         """The padding that the convolution would have done itself."""
-        if not self.conv or not any(self.layer._reversed_padding_repeated_twice):
+        if not self.padded:
             return x
-        mode = {"zeros": "constant"}.get(self.layer.padding_mode, self.layer.padding_mode)
-        return F.pad(x, self.layer._reversed_padding_repeated_twice, mode=mode)
+        padding = {"zeros": "constant"}.get(self.layer.padding_mode, self.layer.padding_mode)
+        return F.pad(x, self.layer._reversed_padding_repeated_twice, mode=padding)
+
+    @property
+    def padded(self) -> bool:
+        """Whether the convolution pads its input."""
+        return self.conv and any(self.layer._reversed_padding_repeated_twice)
 
     def transformed_input(self, x: Tensor) -> Tensor:
-        """x~ of Eq. 4, padded."""
-        return self.transform(self.pad(x), self.dim)
+        """x~ of Eq. 4, padded, in float32 at least."""
+        x = self.pad(x if x.dtype in (torch.float32, torch.float64) else x.float())
+        return x if self.transform is None else self.transform(x, self.dim)
+
+    def quantized_input(self, x: Tensor) -> Tensor:
+        """Q(x~), padded."""
+        return self.quantized(self.transformed_input(x))
+
+    def quantized(self, seen: Tensor) -> Tensor:
+        """Q(x~) of what is transformed and padded already."""
+        halves = seen.split(self.sizes, self.dim)
+        done = [q(x, *r) for q, x, r in zip(self.act_quantizers, halves, self.input_ranges())]
+        return done[0] if len(done) == 1 else torch.cat(done, self.dim)
 
     def transformed_weight(self) -> Tensor:
         """W~ of Eq. 5: every input channel of the weight times its scale."""
         weight = self.layer.weight
+        weight = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+        if self.transform is None:
+            return weight
         groups = self.layer.groups if self.conv else 1
         scale = self.transform.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
         return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
 
-    def bias(self) -> Tensor:
-        """(Co,) the bias with what the shift leaves behind."""
-        if self.conv:
-            taps = self.layer.weight.sum((2, 3), keepdim=True)
-            left = F.conv2d(self.transform.shift.view(1, -1, 1, 1), taps, groups=self.layer.groups).flatten()
-        else:
-            left = self.layer.weight @ self.transform.shift
-        return left if self.layer.bias is None else self.layer.bias + left
+    def residual_weight(self) -> Tensor:
+        """What is quantized: W~ without the branch's share and with `delta`."""
+        weight = self.transformed_weight()
+        weight = weight if self.branch is None else weight - self.branch.weight()
+        return weight if self.delta is None else weight + self.delta()
+
+    def quantized_weight(self) -> Tensor:
+        """Q(W~)."""
+        halves = self.weight_halves(self.residual_weight())
+        done = [self._round(i, x, *r) for i, (x, r) in enumerate(zip(halves, self.weight_ranges(halves)))]
+        return done[0] if len(done) == 1 else torch.cat(done, 1)
+
+    def _round(self, i: int, weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        quantizer = self.weight_quantizers[i]
+        if self.rounding is None:
+            return quantizer(weight, low, high)
+        return self.rounding[i](weight, *quantizer.grid(low, high), quantizer.bits)
+
+    def bias(self) -> Tensor | None:
+        """(Co,) the bias with what the shift leaves behind, and the learned alignment."""
+        bias = self.layer.bias if self.layer.bias is None else self.layer.bias.to(self.transformed_dtype)
+        terms = [] if bias is None else [bias]
+        if self.transform is not None:
+            terms.append(self.left_by_shift(self.transform.shift))
+        if self.alignment is not None:
+            terms.append(self.alignment())
+        return sum(terms[1:], terms[0]) if terms else None
+
+    @property
+    def transformed_dtype(self) -> torch.dtype:
+        """float32, or float64 where the weight is."""
+        return self.layer.weight.dtype if self.layer.weight.dtype == torch.float64 else torch.float32
+
+    def left_by_shift(self, shift: Tensor) -> Tensor:
+        """(Co,) W shift: what the bias takes in when the input loses `shift` (C,)."""
+        weight = self.layer.weight.to(self.transformed_dtype)
+        if not self.conv:
+            return weight @ shift
+        taps = weight.sum((2, 3), keepdim=True)
+        return F.conv2d(shift.view(1, -1, 1, 1), taps, groups=self.layer.groups).flatten()
+
+    # -- natural ranges -------------------------------------------------------------------------------------------
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The natural range of x~ for each activation quantizer; it follows the transform, gradients included."""
         low, high = self.range.require(self.name)
-        if self.conv and any(self.layer._reversed_padding_repeated_twice):
+        if self.padded:
             low, high = low.clamp_max(0), high.clamp_min(0)
-        lows, highs = (self.transform(t, 0).split(self.sizes) for t in (low, high))
-        return [(a.min(), b.max()) for a, b in zip(lows, highs)]
+        if self.transform is not None:
+            low, high = self.transform(low, 0), self.transform(high, 0)
+        return [(a.min(), b.max()) for a, b in zip(low.split(self.sizes), high.split(self.sizes))]
 
-    def quantized_input(self, x: Tensor) -> Tensor:
-        """Q(x~), padded."""
-        parts = self.transformed_input(x).split(self.sizes, self.dim)
-        done = [q(p, *r) for q, p, r in zip(self.act_quantizers, parts, self.input_ranges())]
-        return done[0] if len(done) == 1 else torch.cat(done, self.dim)
+    def weight_halves(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The weight for each weight quantizer."""
+        return weight.split(self.sizes, 1) if len(self.sizes) > 1 else (weight,)
 
-    def quantized_weight(self) -> Tensor:
-        """Q(W~)."""
+    def weight_ranges(self, halves: tuple[Tensor, ...] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """The natural range of every output channel for each weight quantizer."""
+        halves = self.weight_halves(self.residual_weight()) if halves is None else halves
         dims = tuple(range(1, self.layer.weight.ndim))
-        sizes = self.sizes if len(self.sizes) > 1 else [self.layer.weight.shape[1]]
-        parts = self.transformed_weight().split(sizes, 1)
-        done = [q(p, p.amin(dims, True), p.amax(dims, True)) for q, p in zip(self.weight_quantizers, parts)]
-        return done[0] if len(done) == 1 else torch.cat(done, 1)
+        return [(half.amin(dims, True), half.amax(dims, True)) for half in halves]
 
-    @torch.no_grad()
-    def start_transform(self, recipe: Recipe) -> None:
-        """LET's start from the observed input and the weight."""
-        low, high = self.range.require(self.name)
+    def channel_amax(self) -> Tensor:
+        """(C,) largest magnitude of the weight for each input channel."""
         weight = self.layer.weight
         groups = self.layer.groups if self.conv else 1
         per_group = weight.view(groups, -1, *weight.shape[1:]).abs()
-        amax = per_group.amax(tuple(d for d in range(per_group.ndim) if d not in (0, 2))).flatten()
-        self.transform.start(low, high, amax, recipe.alpha, recipe.beta, recipe.centre and recipe.shift)
+        return per_group.amax(tuple(d for d in range(per_group.ndim) if d not in (0, 2))).flatten()
 
-
-class QuantAttention(Quantized):
-    """An attention processor that fake-quantizes q, k, the probabilities and v, each per tensor.
-
-    LET: q / s and k * s per channel (foldable into to_q and to_k); v / s_v per channel, the product times s_v again
-    (foldable into to_v and to_out).  No scale is tied to a token, so a calibrated model takes images of any size.
-    """
-
-    def __init__(self, attention: nn.Module, name: str, recipe: Recipe):
-        super().__init__(name)
-        self.original = attention.processor
-        q_channels, v_channels = attention.to_q.out_features, attention.to_v.out_features
-        bits = recipe.bits(name)[1]
-        self.ranges = nn.ModuleDict(
-            {"q": Range(q_channels), "k": Range(q_channels), "v": Range(v_channels), "p": Range(1)}
-        )
-        self.quantizers = nn.ModuleDict({key: BoundaryQuantizer(bits, (), recipe.zero_point) for key in "qkvp"})
-        self.transform_qk = EquivalentTransform(q_channels, shift=False)
-        self.transform_v = EquivalentTransform(v_channels, shift=False)
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-        """diffusers reads this signature to learn which arguments it may pass."""
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-
-    def forward(self, attn, hidden_states, encoder_hidden_states, attention_mask, temb):
-        if self.mode == "float":
-            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        residual = hidden_states
-        if attn.spatial_norm is not None:
-            hidden_states = attn.spatial_norm(hidden_states, temb)
-        if residual.ndim == 4:
-            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
-        if attn.group_norm is not None:
-            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is not None and attn.norm_cross:
-            context = attn.norm_encoder_hidden_states(context)
-        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)  # (B, N, C)
-        attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
-        out = self.product(q, k, v, attn.heads, attn.scale, attention_mask)
-        out = attn.to_out[1](attn.to_out[0](out))
-        if residual.ndim == 4:
-            out = out.transpose(1, 2).reshape_as(residual)
-        return ((out + residual) if attn.residual_connection else out) / attn.rescale_output_factor
-
-    def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
-        """softmax(q k^T scale + mask) v for (B, N, C) inputs, quantized or observed by mode, in chunks of queries."""
-        if self.mode == "observe":
-            for key, x in zip("qkv", (q, k, v)):
-                self.ranges[key].add(x, -1)
-        else:
-            q = self._quantize("q", q / self.transform_qk.scale, 1 / self.transform_qk.scale)
-            k = self._quantize("k", k * self.transform_qk.scale, self.transform_qk.scale)
-            v = self._quantize("v", v / self.transform_v.scale, 1 / self.transform_v.scale)
-        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
-        rows = max(1, 2**23 // (k.shape[0] * heads * k.shape[2]))
-        queries = q.split(rows, 2)
-        masks = [None] * len(queries)
-        if mask is not None:  # (B heads, 1 or N, N_k), as diffusers prepares it
-            masks = mask.unflatten(0, (-1, heads)).expand(-1, -1, q.shape[2], -1).split(rows, 2)
-        chunks = [self._attend(part, k, v, scale, m) for part, m in zip(queries, masks)]
-        out = torch.cat(chunks, 2).transpose(1, 2).flatten(2)  # (B, N, C)
-        return out * self.transform_v.scale if self.mode == "quantized" else out
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-        scores = q @ k.transpose(-1, -2) * scale
-        p = (scores if mask is None else scores + mask).softmax(-1)
-        if self.mode == "observe":
-            self.ranges["p"].add(p[None], 0)
-        else:
-            _, high = self.ranges["p"].require(self.name)
-            p = self.quantizers["p"](p, torch.zeros_like(high[0]), high[0])
-        return p @ v
-
-    def _quantize(self, key: str, x: Tensor, factor: Tensor) -> Tensor:
-        low, high = self.ranges[key].require(self.name)
-        return self.quantizers[key](x, (low * factor).min(), (high * factor).max())
+    # -- integers -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def start_transform(self, recipe: Recipe) -> None:
-        """s = amax|q|^alpha / amax|k|^beta; s_v = amax|v|, because undoing it costs no precision."""
-        (q_low, q_high), (v_low, v_high) = (self.ranges[key].require(self.name) for key in "qv")
-        self.transform_qk.start(q_low, q_high, self.ranges["k"].amax, recipe.alpha, recipe.beta, False)
-        self.transform_v.start(v_low, v_high, torch.ones_like(v_low), 1.0, 0.0, False)
+    def frozen(self) -> Frozen:
+        """Codes, steps, zero points and what stays in float; `ValueError` where the zero point is not whole."""
+        halves = self.weight_halves(self.residual_weight())
+        found = []
+        for i, (half, weight_range) in enumerate(zip(halves, self.weight_ranges(halves))):
+            quantizers = self.weight_quantizers[i], self.act_quantizers[i]
+            if any(q.zero_point != "integer" for q in quantizers):
+                raise ValueError(
+                    f"{self.name} has a real zero point; integers need a recipe with zero_point='integer'."
+                )
+            step, base = quantizers[0].grid(*weight_range)
+            act_step, act_base = quantizers[1].grid(*self.input_ranges()[i])
+            codes = ((self._round(i, half, *weight_range) - base) / step).round()
+            zeros = (base / step).round(), (act_base / act_step).round()
+            found.append(FrozenHalf(codes.to(torch.int32), step, zeros[0], act_step, zeros[1]))
+        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
+        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .slots import Slot
+
 ZERO_POINTS = ("integer", "real")
 
 
-def grid(lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> tuple[Tensor, Tensor]:
+def grid_of(lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> tuple[Tensor, Tensor]:
     """The step and the lowest point of the grid that spans [lower, upper] with 2**bits points.
 
     "real" is Eq. 3: the grid starts at `lower`.  "integer" moves it by less than half a step so that 0 is exactly on
@@ -40,7 +42,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, lower, upper, bits, zero_point):
-        step, base = grid(lower, upper, bits, zero_point)
+        step, base = grid_of(lower, upper, bits, zero_point)
         ctx.save_for_backward(x, lower, upper)
         ctx.options = bits, zero_point
         return ((x - base) / step).round_().clamp_(0, 2**bits - 1).mul_(step).add_(base)
@@ -50,7 +52,7 @@ class _FakeQuantize(torch.autograd.Function):
         x, lower, upper = ctx.saved_tensors
         bits, zero_point = ctx.options
         levels = 2**bits - 1
-        step, base = grid(lower, upper, bits, zero_point)
+        step, base = grid_of(lower, upper, bits, zero_point)
         code = (x - base) / step
         below, above = code < -0.5, code > levels + 0.5
         inside = ~(below | above)
@@ -68,16 +70,18 @@ def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
     return t.sum_to_size(shape) if shape else t.sum()
 
 
-class BoundaryQuantizer(nn.Module):
-    """Two trainable boundaries, kept relative to the natural range [low, high] of what is quantized.
+class Quantizer(Slot):
+    """What every quantizer has: whole bits, the shape of its parameters, a zero point, and a grid for a range.
 
-    `trim` (2, *shape) is zero at the start, so the boundaries are minimum and maximum; a step of 0.01 moves a boundary
-    by 1 % of the range whatever the range is, and when LET changes the range the boundaries follow.
+    Subclasses give `bounds`; what is quantized has the natural range [low, high], which broadcasts against x.
 
     Args:
         bits: 2 to 8 in the paper, up to 16 here.
         shape: () for a tensor as a whole, or one that broadcasts, e.g. (Co, 1, 1, 1) for a convolution's weight.
-        zero_point: "integer" or "real" (see `grid`).
+        zero_point: "integer" or "real" (see `grid_of`).
+
+    Raises:
+        ValueError: bits or zero point that do not exist.
     """
 
     def __init__(self, bits: int, shape: tuple[int, ...] = (), zero_point: str = "integer"):
@@ -86,8 +90,40 @@ class BoundaryQuantizer(nn.Module):
             raise ValueError(f"A quantizer has 2 to 16 bits, not {bits}.")
         if zero_point not in ZERO_POINTS:
             raise ValueError(f"zero_point is one of {ZERO_POINTS}, not {zero_point!r}.")
-        self.bits, self.zero_point = bits, zero_point
-        self.unit = 1 / (2**bits - 1)  # of training's rate: a step of the grid, as a part of the range
+        self.bits, self.shape, self.zero_point = bits, shape, zero_point
+
+    def start(self, x: Tensor, low: Tensor, high: Tensor) -> None:
+        """Initializes the quantizer from data with the natural range [low, high]; boundaries need none."""
+
+    def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The boundaries for the natural range [low, high]."""
+        raise NotImplementedError
+
+    def grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Step and lowest point of the grid for the natural range [low, high]."""
+        return grid_of(*self.bounds(low, high), self.bits, self.zero_point)
+
+    def forward(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """x, fake-quantized between the boundaries for [low, high]."""
+        return fake_quantize(x, *self.bounds(low, high), self.bits, self.zero_point)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, shape={self.shape}, zero_point={self.zero_point}"
+
+
+class BoundaryQuantizer(Quantizer):
+    """LBQ: two trainable boundaries, kept relative to the natural range [low, high] of what is quantized.
+
+    `trim` (2, *shape) is zero at the start, so the boundaries are minimum and maximum; a step of 0.01 moves a boundary
+    by 1 % of the range whatever the range is, and when LET changes the range the boundaries follow.  Its learning rate
+    is in steps of the grid, so one rate suits every width.
+    """
+
+    tag = "bounds"
+
+    def __init__(self, bits: int, shape: tuple[int, ...] = (), zero_point: str = "integer"):
+        super().__init__(bits, shape, zero_point)
+        self.learning_rate_scale = 1 / (2**bits - 1)
         self.trim = nn.Parameter(torch.zeros(2, *shape))
 
     def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,9 +132,6 @@ class BoundaryQuantizer(nn.Module):
         lower = low + width * self.trim[0]
         return lower, torch.maximum(high - width * self.trim[1], lower + 1e-3 * width)
 
-    def forward(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """x, fake-quantized between the boundaries for [low, high]."""
-        return fake_quantize(x, *self.bounds(low, high), self.bits, self.zero_point)
 
-    def extra_repr(self) -> str:
-        return f"bits={self.bits}, shape={tuple(self.trim.shape[1:])}, zero_point={self.zero_point}"
+# A quantizer by name; a method may add its own.
+QUANTIZERS: dict[str, type[Quantizer]] = {"boundaries": BoundaryQuantizer}

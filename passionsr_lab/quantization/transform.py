@@ -9,15 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .slots import Slot
 
-class EquivalentTransform(nn.Module):
+
+class EquivalentTransform(Slot):
     """Trainable scale and shift of `channels` channels.
 
     Parameters `log_scale` and `offset` (C,) are without unit: scale = exp(log_scale), shift = reach * offset, where
     `reach` is the channel's half range; so one learning rate suits every layer.  Without `shift` the offset is fixed.
     """
 
-    unit = 1.0  # of training's rate
+    tag = "transform"
 
     def __init__(self, channels: int, shift: bool = True):
         super().__init__()

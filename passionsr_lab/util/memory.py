@@ -44,11 +44,11 @@ def _resident_peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class Remade(Sequence):
+class Recomputed(Sequence):
     """A sequence of `count` tensors that keeps none of them: `make(i)` makes the i-th whenever it is asked for.
 
     Example:
-        >>> [int(x) for x in Remade(lambda i: torch.tensor(i * i), 3)]
+        >>> [int(x) for x in Recomputed(lambda i: torch.tensor(i * i), 3)]
         [0, 1, 4]
     """
 

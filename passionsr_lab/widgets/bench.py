@@ -12,10 +12,11 @@ from .. import plots
 from ..calibration.loop import Calibration
 from ..imaging.pairs import Pair
 from ..imaging.psnr import psnr_rgb
+from ..methods import METHODS, find
 from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
-from ..quantization.recipe import METHODS, RECIPES
-from ..quantization.surgery import QuantizedSR, quantize
+from ..quantization.place import QuantizedSR, quantize
+from ..quantization.recipe import RECIPES
 from .picture import KEYS, STYLE, Explorer, png
 from .progress import spoken
 
@@ -27,8 +28,8 @@ COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
 def planned(work: Calibration) -> list[dict]:
     """One record (event "plan", no loss) per stage to come, so that a figure has all its panels from the start."""
-    batches = -(-len(work.inputs) // work.batch)
-    rows = [(s.module, "+".join(s.train), s.epochs(work.epochs) * batches) for s in work.stages]
+    batches = -(-len(work.images) // work.batch)
+    rows = [(s.segment, "+".join(s.train), s.passes(work.epochs) * batches) for s, _ in work.stages]
     return [dict(zip(COLUMNS, ("plan", module, stage, 0, steps, float("nan")))) for module, stage, steps in rows]
 
 
@@ -125,7 +126,7 @@ class CalibrationBench(VBox):
         try:
             self._say("Preparing the full-precision targets.")
             q = quantize(self.pipe, self.recipe.value)
-            work = Calibration(q, self.pairs, self.method.value, epochs=self.epochs.value, **self.options)
+            work = Calibration(q, self.pairs, find(self.method.value), epochs=self.epochs.value, **self.options)
             self._calibrate(work)
             work.finish()
             self.quantized = q

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 
 from .. import plots
 from ..analysis.observe import Stats
-from ..quantization.layer import QuantAttention, QuantLayer
-from ..quantization.quantizer import fake_quantize, grid
-from ..quantization.recipe import W8A8
-from ..quantization.surgery import QuantizedSR, quantized_layers
+from ..quantization.attention import QuantAttention
+from ..quantization.filling import LET, Slots
+from ..quantization.layer import QuantLayer
+from ..quantization.place import QuantizedSR
+from ..quantization.quantizer import fake_quantize, grid_of
+from ..quantization.recipe import LayerRecipe
 from .picture import KEYS, STYLE, Explorer
 
 BINS = 2**13  # of a large tensor's sample
@@ -38,26 +39,18 @@ def boundaries(q: QuantizedSR, layer: str) -> tuple[int, list[tuple[float, float
         ValueError: the layer is not quantized.
         RuntimeError: it is not calibrated.
     """
-    found = quantized_layers(q)
+    found = q.layers
     name, _, key = layer.rpartition(".")
     with torch.no_grad():
         if isinstance(found.get(layer), QuantLayer):
             own = found[layer]
             quantizers, ranges = list(own.act_quantizers), own.input_ranges()
         elif isinstance(found.get(name), QuantAttention) and key in "qkv":
-            quantizers, ranges = [found[name].quantizers[key]], [_product_range(found[name], key)]
+            quantizers, ranges = [found[name].quantizers[key]], [found[name].natural_range(key)]
         else:
             raise ValueError(f"{layer} is not a quantized layer; layer_table lists those.")
         bounds = [a.bounds(*r) for a, r in zip(quantizers, ranges)]
     return quantizers[0].bits, [(lower.item(), upper.item()) for lower, upper in bounds]
-
-
-def _product_range(attention: QuantAttention, key: str) -> tuple[Tensor, Tensor]:
-    """The natural range of q, k or v after LET."""
-    low, high = attention.ranges[key].require(attention.name)
-    scale = attention.transform_v.scale if key == "v" else attention.transform_qk.scale
-    factor = scale if key == "k" else 1 / scale
-    return (low * factor).min(), (high * factor).max()
 
 
 def layer_figure(stats: Stats, layer: str, q: QuantizedSR | None = None, bits: int | None = None):
@@ -151,7 +144,7 @@ def quantization_noise(s: Sample, lower, upper, bits: int, zero_point: str = "in
     """
     lower, upper = (torch.as_tensor(b, dtype=torch.float64).reshape(-1, 1) for b in (lower, upper))
     square = (fake_quantize(s.values.expand(len(lower), -1), lower, upper, bits, zero_point) - s.values).square()
-    step, base = grid(lower, upper, bits, zero_point)
+    step, base = grid_of(lower, upper, bits, zero_point)
     code = (s.values - base) / step
     outside = (code < -0.5) | (code > 2**bits - 0.5)
     share = s.weights / s.weights.sum()
@@ -165,7 +158,7 @@ def best_boundaries(s: Sample, bits: int, zero_point: str = "integer") -> tuple[
     found = _least(s, [(a, b) for a in places for b in places if a < b], bits, zero_point)
     if zero_point == "real":  # the grid of the best integer pair is a real pair as well
         bounds = (torch.tensor(b) for b in best_boundaries(s, bits))
-        step, base = grid(*bounds, bits)
+        step, base = grid_of(*bounds, bits)
         found.append((base.item(), (base + step * (2**bits - 1)).item()))
     else:  # 0 is on that grid anyway
         found = [(min(a, 0.0), max(b, 0.0)) for a, b in found]
@@ -275,11 +268,11 @@ def transformed(layer: nn.Linear | nn.Conv2d, x: Tensor, alpha: float | None, bi
 
     `alpha` None leaves LET out (MaxMin).
     """
-    a = 0.0 if alpha is None else alpha
-    own = QuantLayer(layer, "layer", replace(W8A8, weight_bits=bits, act_bits=bits, alpha=a, beta=1 - a, keep=()))
+    slots = Slots() if alpha is None else LET(alpha=alpha, beta=1 - alpha)
+    own = QuantLayer(layer, "layer", LayerRecipe(bits, bits))
+    slots.fill(own)
     own.range.add(x, own.dim)
-    if alpha is not None:
-        own.start_transform(replace(W8A8, alpha=a, beta=1 - a))
+    slots.start(own)
     return own.requires_grad_(False)
 
 
@@ -321,7 +314,8 @@ def let_figure(
         sweep: what `let_sweep` gave, where it is known already.
     """
     own = transformed(layer, x, alpha, bits)
-    rows = own.transform(x, own.dim).movedim(own.dim, 0).flatten(1)  # (C, n)
+    seen = x if own.transform is None else own.transform(x, own.dim)
+    rows = seen.movedim(own.dim, 0).flatten(1)  # (C, n)
     weight = own.transformed_weight().transpose(0, 1).flatten(1)
     frames = [_ranges(t) for t in (rows.cpu(), weight.cpu())]
     sweep = let_sweep(layer, x, bits) if sweep is None else sweep

@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from passionsr_lab.quantization.surgery import quantize, state
 
 from passionsr_lab.analysis.cost import count
 from passionsr_lab.bench import fullsize as bench
 from passionsr_lab.bench.fullsize import EPOCHS, PAIRS, STAGES, FullSize, extrapolation, fullsize, plan, step_bytes
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.fullsize.sd21 import sd21
-from passionsr_lab.quantization.surgery import quantize, state
 from passionsr_lab.util.memory import Remade, checkpointing
 
 

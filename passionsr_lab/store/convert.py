@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Sequence
 
 from ..fullsize.sd21 import sd21
-from ..quantization.surgery import NORMS, QuantizedSR, load, norms, save
+from ..official import released as official
+from ..official.norms import norms
+from ..quantization.place import QuantizedSR
 from ..util.files import write_tensors
-from . import released as official
+from .folder import NORMS, load, save
 
 ARCHITECTURE = "sd21"
 

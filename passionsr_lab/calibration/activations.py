@@ -1,0 +1,98 @@
+"""What enters and leaves the segments: full-precision targets, and inputs through quantized modules, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ..quantization.layer import mode
+from ..quantization.place import QuantizedSR, segment_modules
+from ..util.memory import Recomputed, checkpointing
+from ..util.names import MODULES
+
+
+class Activations:
+    """The pairs' way through the model, one picture at a time.
+
+    Args:
+        q: the quantized pipeline.
+        images: LR pictures (1, 3, h, w) in [0, 1].
+        lean: for full-size models: gradient checkpointing, only the segment at work on the device, and of every picture
+            only the LR image and the latents are kept; what has the image's size is made again when it is needed.
+    """
+
+    def __init__(self, q: QuantizedSR, images: Sequence[Tensor], lean: bool = False):
+        self.q, self.lean, self.resident = q, lean, "all"
+        self.device = q.prompt_embedding.device
+        self.runs = {segment.name: segment.run for segment in q.segments()} | {"all": q.restore}
+        self.inputs = self._held(lambda i: q.prepare(images[i].to(self.device)), len(images))
+        self.full: dict[str, Sequence[Tensor]] = {}
+        self._entering: dict[str, Sequence[Tensor]] = {}
+
+    def forward(self, segment: str, x: Tensor) -> Tensor:
+        """What leaves a segment, or with "all" the whole path, when x enters it: z_L, z_H after Eq. 9, or the image."""
+        self.place(segment)
+        return self.runs[segment](x)
+
+    @torch.no_grad()
+    def map(self, segment: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """`forward` of every input, without gradients."""
+        return [self.forward(segment, x) for x in inputs]
+
+    def targets(self) -> None:
+        """Fills `full`: what leaves every segment in full precision; "all" is the image."""
+        with mode(self.q.pipe, "float"):
+            x = self.inputs
+            for segment in MODULES[:-1]:
+                x = self.full[segment] = self.map(segment, x)
+            self.full["decoder"] = self.full["all"] = self._held(lambda i: self._full_image(x[i]), len(x))
+
+    @torch.no_grad()
+    def _full_image(self, latent: Tensor) -> Tensor:
+        with mode(self.q.pipe, "float"):
+            return self.forward("decoder", latent)
+
+    def entering(self, segment: str, upstream: str = "quantized") -> Sequence[Tensor]:
+        """The inputs of a segment through the modules before it, "float" or "quantized" as they are now."""
+        if segment in ("all", MODULES[0]):
+            return self.inputs
+        before = MODULES[MODULES.index(segment) - 1]
+        if upstream == "float":
+            return self.full[before]
+        if segment not in self._entering:
+            self._entering[segment] = self.map(before, self.entering(before))
+        return self._entering[segment]
+
+    def changed(self, segment: str) -> None:
+        """Tells that a segment's quantizers have changed: what was computed behind it no longer holds."""
+        first = 0 if segment == "all" else MODULES.index(segment)
+        for later in MODULES[first + 1 :]:
+            self._entering.pop(later, None)
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def _held(self, make: Callable[[int], Tensor], count: int) -> Sequence[Tensor]:
+        """`make(0)`, `make(1)`, ...: made now and kept, or with `lean` made each time."""
+        return Recomputed(make, count) if self.lean else [make(i) for i in range(count)]
+
+    def place(self, segment: str) -> None:
+        """With `lean`, moves the segment that is at work to the device, and the others off it."""
+        if self.lean and segment != self.resident:
+            for name in MODULES:
+                segment_modules(self.q, name).to(self.device if segment in (name, "all") else "cpu")
+            self.resident = segment
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Within the block, with `lean`, what saves memory is on; at the end every module is back on the device."""
+        if not self.lean:
+            yield
+            return
+        with checkpointing(self.q.unet, self.q.vae):
+            try:
+                yield
+            finally:
+                self.place("all")

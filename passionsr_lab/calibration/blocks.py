@@ -1,0 +1,69 @@
+"""Blocks below a segment, for methods that reconstruct a network piece by piece; their inputs are captured by hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..quantization.layer import QuantLayer
+from ..util.names import matches
+
+BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Attention", "Downsample2D", "Upsample2D")
+
+
+class _Reached(Exception):
+    """Ends a run of the parent once the block has been reached."""
+
+
+def blocks(modules: dict[str, nn.Module], pattern: str = "*") -> dict[str, nn.Module]:
+    """The blocks of a segment that match a pattern, by name, in definition order: ResNet and transformer blocks, the
+    VAE's attention, down- and up-sampling; every quantized layer outside them is a block of its own.
+
+    Raises:
+        ValueError: the pattern matches none.
+    """
+    found: dict[str, nn.Module] = {}
+    for prefix, module in modules.items():
+        for name, child in module.named_modules(prefix=prefix):
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if not inside and (type(child).__name__ in BLOCKS or isinstance(child, QuantLayer)):
+                found[name] = child
+    chosen = {name: block for name, block in found.items() if matches(name, [pattern])}
+    if not chosen:
+        raise ValueError(f"No block matches {pattern!r}; there are {', '.join(list(found)[:4])} and others.")
+    return chosen
+
+
+@torch.no_grad()
+def captured(block: nn.Module, run: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> list[tuple[tuple, dict]]:
+    """(arguments, keywords) that reach `block` when `run` runs on each of the inputs."""
+    caught: list[tuple[tuple, dict]] = []
+
+    def catch(module, args, kwargs):
+        caught.append((args, kwargs))
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for x in inputs:
+            try:
+                run(x)
+            except _Reached:
+                continue
+            raise ValueError(f"A run of its parent does not reach {type(block).__name__}.")
+    finally:
+        handle.remove()
+    return caught
+
+
+def batched(calls: Sequence[tuple[tuple, dict]]) -> tuple[tuple, dict]:
+    """Several calls of batch 1 as one: tensors are joined along the batch, everything else is the first call's."""
+    first_args, first_kwargs = calls[0]
+    args = tuple(_joined([call[0][i] for call in calls]) for i in range(len(first_args)))
+    return args, {key: _joined([call[1][key] for call in calls]) for key in first_kwargs}
+
+
+def _joined(values: list):
+    return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]

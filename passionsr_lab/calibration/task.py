@@ -1,0 +1,111 @@
+"""One stage at work: its inputs, its targets, and the loss of some rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..quantization.layer import mode
+from ..quantization.place import segment_modules
+from ..util.names import MODULES
+from .activations import Activations
+from .blocks import batched, blocks, captured
+from .method import DISTANCES, Stage
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage with its data.
+
+    scope: the modules whose slots are trained.
+    inputs: one per pair: a tensor of batch 1, or for a block its (arguments, keywords).
+    targets: for "output" and "image", one tensor per pair.
+    outputs: inputs of some rows -> {"output": ..., "image": ...}.
+    """
+
+    stage: Stage
+    scope: nn.Module
+    inputs: Sequence
+    targets: dict[str, Sequence[Tensor]]
+    outputs: Callable[[list], dict[str, Tensor]]
+
+    def loss(self, rows: Sequence[int]) -> Tensor:
+        """The stage's loss of these pairs together."""
+        outputs = self.outputs([self.inputs[i] for i in rows])
+        terms = []
+        for term in self.stage.losses:
+            target = torch.cat([self.targets[term.at][i] for i in rows])
+            terms.append(DISTANCES[term.distance](outputs[term.at], target) * term.weight)
+        return sum(terms[1:], terms[0])
+
+    @torch.no_grad()
+    def mean_loss(self) -> float:
+        """The mean over all pairs, one at a time."""
+        return float(np.mean([self.loss([i]).item() for i in range(len(self.inputs))]))
+
+    def shapes(self) -> list[tuple]:
+        """One per pair; pairs of different shapes are never in one step."""
+        return [x.shape if isinstance(x, Tensor) else tuple(t.shape for t in _tensors(x)) for x in self.inputs]
+
+
+def _tensors(call: tuple[tuple, dict]) -> list[Tensor]:
+    return [t for t in (*call[0], *call[1].values()) if isinstance(t, Tensor)]
+
+
+def task(stage: Stage, block: str | None, data: Activations) -> Task:
+    """The stage's task with the pipeline as it is now; `block` names one of its blocks."""
+    if block is not None:
+        return _block_task(stage, block, data)
+    followers = MODULES[MODULES.index(stage.segment) + 1 :] if stage.segment in MODULES else ()
+    places = {term.at for term in stage.losses}
+
+    def outputs(rows: list[Tensor]) -> dict[str, Tensor]:
+        y = {"output": data.forward(stage.segment, torch.cat(rows))}
+        if "image" in places:
+            with ExitStack() as stack:
+                image = y["output"]
+                for name in followers:
+                    stack.enter_context(mode(segment_modules(data.q, name), stage.downstream))
+                    image = data.forward(name, image)
+            y["image"] = image
+        return y
+
+    targets = {"output": data.full[stage.segment], "image": data.full["all"]}
+    scope = segment_modules(data.q, stage.segment)
+    return Task(stage, scope, data.entering(stage.segment, stage.upstream), targets, outputs)
+
+
+def _block_task(stage: Stage, name: str, data: Activations) -> Task:
+    segment = next(s for s in data.q.segments() if s.name == stage.segment)
+    block = blocks(segment.modules, name)[name]
+    data.place(stage.segment)
+    with mode(data.q.pipe, "float"), torch.no_grad():
+        full = captured(block, segment.run, data.entering(stage.segment, "float"))
+        targets = [block(*args, **kwargs) for args, kwargs in full]
+    inputs = full if stage.upstream == "float" else captured(block, segment.run, data.entering(stage.segment))
+
+    def outputs(rows: list) -> dict[str, Tensor]:
+        args, kwargs = batched(rows)
+        return {"output": block(*args, **kwargs)}
+
+    return Task(stage, block, inputs, {"output": targets}, outputs)
+
+
+def expanded(stages: Sequence[Stage], data: Activations, modules: Sequence[str]) -> list[tuple[Stage, str | None]]:
+    """The stages of the quantized modules, those on blocks once for each block: (stage, block)."""
+    found: list[tuple[Stage, str | None]] = []
+    segments = {s.name: s for s in data.q.segments()}
+    for stage in stages:
+        if stage.segment != "all" and stage.segment not in modules:
+            continue
+        if stage.blocks is None:
+            found.append((stage, None))
+        else:
+            names = blocks(segments[stage.segment].modules, stage.blocks)
+            found += [(replace(stage, blocks=None), name) for name in names]
+    return found

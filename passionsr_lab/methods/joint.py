@@ -1,0 +1,8 @@
+"""LBQ and LET together, all modules at once, on the image: calibration without DQC (PassionSR Table 4)."""
+
+from ..calibration.method import Method, Stage
+from ..quantization.filling import LET
+
+METHOD = Method(
+    "lbq+let", "LBQ + LET", "PassionSR, section 3.3; Table 4", LET(), (Stage("all", ("transform", "bounds"), 2.0),)
+)

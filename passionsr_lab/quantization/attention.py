@@ -1,0 +1,140 @@
+"""The two products of attention, softmax(q k) v, with quantized factors."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .layer import Quantized
+from .quantizer import Quantizer
+from .ranges import Range
+from .recipe import LayerRecipe
+from .transform import EquivalentTransform
+
+SCORES = 2**23  # attention scores that are held at once: queries go in chunks
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """softmax(q k^T scale + mask) v for (B, N, C) inputs, in chunks of queries.
+
+    Args:
+        mask: (B heads, 1 or N, N_k), as diffusers prepares it.
+        change: what happens to a chunk of probabilities (B, heads, n, N_k) before they meet v.
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
+    rows = max(1, SCORES // (k.shape[0] * heads * k.shape[2]))
+    queries = q.split(rows, 2)
+    masks = [None] * len(queries)
+    if mask is not None:
+        masks = mask.unflatten(0, (-1, heads)).expand(-1, -1, q.shape[2], -1).split(rows, 2)
+    chunks = []
+    for some, m in zip(queries, masks):
+        scores = some @ k.transpose(-1, -2) * scale
+        p = (scores if m is None else scores + m).softmax(-1)
+        chunks.append((p if change is None else change(p)) @ v)
+    return torch.cat(chunks, 2).transpose(1, 2).flatten(2)  # (B, N, C)
+
+
+class QuantAttention(Quantized):
+    """An attention processor that fake-quantizes q, k, the probabilities p and v, each per tensor.
+
+    LET: q / s and k * s per channel (foldable into to_q and to_k); v / s_v per channel, the product times s_v again
+    (foldable into to_v and to_out).  No scale is tied to a token, so a calibrated model takes images of any size.
+
+    Slots, all empty at first: `quantizers` (of "q", "k", "v" and "p"), `transform_qk` and `transform_v`.
+    """
+
+    def __init__(self, attention: nn.Module, name: str, setting: LayerRecipe):
+        super().__init__(name, setting)
+        self.original = attention.processor
+        self.channels = {"q": attention.to_q.out_features, "v": attention.to_v.out_features}
+        self.place = attention.to_q.weight.device
+        sizes = {"q": self.channels["q"], "k": self.channels["q"], "v": self.channels["v"], "p": 1}
+        self.ranges = nn.ModuleDict({key: Range(size) for key, size in sizes.items()})
+        self.empty()
+
+    def empty(self) -> None:
+        for found in self.ranges.values():
+            found.clear()
+        self.quantizers = nn.ModuleDict()
+        self.transform_qk: EquivalentTransform | None = None
+        self.transform_v: EquivalentTransform | None = None
+
+    def fill_quantizers(self, make: Callable[..., Quantizer], make_weight: Callable[..., Quantizer] | None = None):
+        """Fills the quantizer slots with `make(bits, (), zero_point)`."""
+        self.quantizers = nn.ModuleDict(
+            {key: make(self.setting.act_bits, (), self.setting.zero_point) for key in "qkvp"}
+        ).to(self.place)
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        """diffusers reads this signature to learn which arguments it may pass."""
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+
+    def forward(self, attn, hidden_states, encoder_hidden_states, attention_mask, temb):
+        if self.mode == "float":
+            return self.original(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        residual = hidden_states
+        if attn.spatial_norm is not None:
+            hidden_states = attn.spatial_norm(hidden_states, temb)
+        if residual.ndim == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, N, C)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and attn.norm_cross:
+            context = attn.norm_encoder_hidden_states(context)
+        q, k, v = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)  # (B, N, C)
+        attention_mask = attn.prepare_attention_mask(attention_mask, context.shape[1], len(context))
+        out = self.product(q, k, v, attn.heads, attn.scale, attention_mask).to(q.dtype)
+        out = attn.to_out[1](attn.to_out[0](out))
+        if residual.ndim == 4:
+            out = out.transpose(1, 2).reshape_as(residual)
+        return ((out + residual) if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
+        """softmax(q k^T scale + mask) v for (B, N, C) inputs, quantized or observed by mode."""
+        if self.mode == "observe":
+            for key, x in zip("qkv", (q, k, v)):
+                self.ranges[key].add(x, -1)
+            return attend(q, k, v, heads, scale, mask, self._observed)
+        q, k, v = (self._on_grid(key, _wide(x)) for key, x in zip("qkv", (q, k, v)))
+        out = attend(q, k, v, heads, scale, mask, self._quantized_probabilities)
+        return out if self.transform_v is None else out * self.transform_v.scale
+
+    def _observed(self, p: Tensor) -> Tensor:
+        self.ranges["p"].add(p[None], 0)
+        return p
+
+    def _quantized_probabilities(self, p: Tensor) -> Tensor:
+        _, high = self.ranges["p"].require(self.name)
+        return self.quantizers["p"](p, torch.zeros_like(high[0]), high[0])
+
+    def _on_grid(self, key: str, x: Tensor) -> Tensor:
+        """x after LET, quantized."""
+        slot = self.transform_v if key == "v" else self.transform_qk
+        if slot is not None:
+            x = x * slot.scale if key == "k" else x / slot.scale
+        return self.quantizers[key](x, *self.natural_range(key))
+
+    def natural_range(self, key: str) -> tuple[Tensor, Tensor]:
+        """The natural range of "q", "k" or "v" after LET; it follows the transform, gradients included."""
+        low, high = self.ranges[key].require(self.name)
+        factor = self.factor(key)
+        return (low * factor).min(), (high * factor).max()
+
+    def factor(self, key: str) -> Tensor:
+        """(C,) what "q", "k" or "v" is multiplied by, channel by channel."""
+        slot = self.transform_v if key == "v" else self.transform_qk
+        if slot is None:
+            return torch.ones_like(self.ranges[key].low)
+        return slot.scale if key == "k" else 1 / slot.scale
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -1,0 +1,134 @@
+"""Puts quantized layers into a pipeline, and takes them out again."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ..util.names import MODULES
+from .attention import QuantAttention
+from .layer import Quantized, QuantLayer
+from .recipe import Recipe
+from .recipe import recipe as recipe_named
+
+FORWARDED = frozenset({
+    *("unet", "vae", "scheduler", "prompt", "prompt_embedding", "timestep", "upscale", "name", "sources"),
+    *("factor", "multiple", "tile", "tiling", "fits_whole", "segments", "prepare", "picture", "strips"),
+    *("encode", "denoise", "decode", "restore", "noise", "clean"),
+    *("parameters", "buffers", "modules", "named_modules", "get_submodule", "set_submodule"),
+})  # fmt: skip
+
+
+class QuantizedSR:
+    """A pipeline with fake-quantized layers: `simulated`, so it shows the quality of low bits but not their speed.
+
+    It has a pipeline, `pipe`, and passes on what makes sense for it (`FORWARDED`).  What would not is not there: its
+    weights are those of the pipeline that it was made from, and `lab.save` writes what calibration added.
+
+    Attributes:
+        recipe: what is quantized; layers: quantized layers and attentions by name, in definition order.
+        method: what filled the slots, a `Method`, or None before the first calibration.
+        history: how it was calibrated; saved beside the tensors.
+    """
+
+    label = "simulated"
+
+    def __init__(self, pipe: nn.Module, recipe: Recipe):
+        self.pipe, self.recipe, self.method = pipe, recipe, None
+        self.history: dict = {}
+
+    def __call__(self, image, tiling="auto", colour: str = "nofix"):
+        """Super-resolves as `OneStepSR.forward` does."""
+        return self.pipe(image, tiling, colour)
+
+    def __getattr__(self, name: str):
+        if name not in FORWARDED:
+            raise AttributeError(f"A quantized pipeline has no {name!r}; its full-precision one may (lab.unquantize).")
+        return getattr(self.pipe, name)
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *FORWARDED})
+
+    @cached_property
+    def layers(self) -> dict[str, Quantized]:
+        """Quantized layers and attentions by their name, in definition order."""
+        return quantized_layers(self.pipe)
+
+    def to(self, device: torch.device | str) -> QuantizedSR:
+        """Moves to a device; the pipeline that it was made from stays where it is."""
+        self.pipe.to(torch.device(device))
+        return self
+
+
+def quantize(pipe: nn.Module, recipe: Recipe | str, modules: tuple[str, ...] | None = None) -> QuantizedSR:
+    """A new pipeline in which every Linear, Conv2d and attention of the recipe's modules is fake-quantized.
+
+    The given pipeline stays as it is; the float weights are shared between the two.  The new one has no quantizers yet:
+    `calibrate` it before use.  The prompt branch is left out (PassionSR-FP).
+
+    Args:
+        pipe: a `OneStepSR`.
+        recipe: what is quantized, or its name.
+        modules: instead of the recipe's modules; ("unet",) is PassionSR-U.
+
+    Raises:
+        ValueError: not a full-precision pipeline, or a pattern of the recipe that matches no layer.
+
+    Example:
+        >>> import passionsr_lab as lab
+        >>> q = lab.quantize(lab.tiny(), lab.W6A6)
+        >>> q.label
+        'simulated'
+    """
+    if isinstance(pipe, QuantizedSR):
+        raise ValueError("This pipeline is quantized already; quantize the full-precision one.")
+    recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
+    recipe = recipe if modules is None else replace(recipe, modules=tuple(modules))
+    new = QuantizedSR(sharing_weights(pipe.prune()), recipe)
+    found = {}
+    for segment in new.segments():
+        for prefix, module in segment.modules.items() if segment.name in recipe.modules else ():
+            found |= dict(module.named_modules(prefix=prefix))
+    layers = {name.replace("_orig_mod.", ""): m for name, m in found.items()}
+    linear = [name for name, m in layers.items() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    attentions = [name for name, m in layers.items() if type(m).__name__ == "Attention"]
+    recipe.require_matches(linear, attentions)
+    for path, layer in found.items():
+        name = path.replace("_orig_mod.", "")
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            new.set_submodule(path, QuantLayer(layer, name, recipe.layer(name)).to(layer.weight.device))
+        elif name in attentions and recipe.products(name):
+            layer.set_processor(QuantAttention(layer, name, recipe.layer(name)).to(layer.to_q.weight.device))
+    return new
+
+
+def unquantize(q: QuantizedSR) -> nn.Module:
+    """The full-precision pipeline back, from the quantized one's own float weights."""
+    plain = sharing_weights(q.pipe)
+    for path, layer in list(plain.named_modules()):
+        if isinstance(layer, QuantLayer):
+            plain.set_submodule(path, layer.layer)
+        elif isinstance(layer, QuantAttention):
+            plain.get_submodule(path.removesuffix(".processor")).set_processor(layer.original)
+    return plain.prune()
+
+
+def sharing_weights(pipe: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers share their memory with the original, but move between devices alone."""
+    shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in pipe.parameters()}
+    return copy.deepcopy(pipe, shared | {id(b): b.data for b in pipe.buffers()})
+
+
+def quantized_layers(module: nn.Module) -> dict[str, Quantized]:
+    """Quantized layers and attentions by their name, in definition order."""
+    return {m.name: m for m in module.modules() if isinstance(m, Quantized)}
+
+
+def segment_modules(q: QuantizedSR, name: str) -> nn.ModuleList:
+    """The modules behind "encoder", "unet", "decoder" or "all", as one."""
+    chosen = MODULES if name == "all" else (name,)
+    return nn.ModuleList(m for s in q.segments() if s.name in chosen for m in s.modules.values())

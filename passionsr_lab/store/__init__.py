@@ -1,0 +1,1 @@
+"""One store: calibrated models and their scores, under a key made of everything that decides them."""

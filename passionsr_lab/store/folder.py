@@ -1,0 +1,144 @@
+"""Quantized pipelines as folders: what calibration added, and a description of everything that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .. import __version__
+from ..calibration.method import Method
+from ..calibration.state import load_state, slot_tensors
+from ..fullsize.load import load as load_full
+from ..methods import find
+from ..official.norms import differing_norms, norms
+from ..pipeline.identity import SHAPES, fingerprint
+from ..pipeline.onestep import OneStepSR
+from ..quantization.place import QuantizedSR, quantize, unquantize
+from ..quantization.recipe import Recipe
+from ..util.files import write_json, write_tensors
+
+TENSORS, DESCRIPTION, NORMS = "quantized.safetensors", "quantized.json", "norms.safetensors"
+FORMAT = 2  # of the folder; 1 had the options of LET in the recipe
+
+
+def save(q: QuantizedSR, folder: str | Path) -> Path:
+    """Writes what quantization added (not the model's own weights): `quantized.safetensors` and `quantized.json`.
+
+    Raises:
+        ValueError: the pipeline is not quantized, or not calibrated.
+
+    Example:
+        >>> import tempfile, passionsr_lab as lab
+        >>> q = lab.quantize(lab.tiny(), lab.W8A8)
+        >>> records = lab.calibrate(q, lab.bundled("calibration", count=2, size=64), "maxmin")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lab.load(lab.save(q, folder)).recipe.name
+        'W8A8'
+    """
+    import diffusers
+
+    if not isinstance(q, QuantizedSR):
+        raise ValueError("lab.save writes quantized pipelines; a full-precision one has save(folder) itself.")
+    if q.method is None:
+        raise ValueError("This pipeline is not calibrated, so there is nothing to save; calibrate it (lab.calibrate).")
+    folder = Path(folder)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in slot_tensors(q).items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite: the calibration is not complete; run it to its end before saving.")
+    description = {
+        "format": FORMAT, "label": q.label, "model": q.name, "fingerprint": fingerprint(unquantize(q)),
+        "sources": q.sources, "recipe": q.recipe.to_dict(), "method": q.method.describe(), "calibration": q.history,
+        "tensors": digest(tensors),
+        "versions": {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+    }  # fmt: skip
+    write_tensors(folder / TENSORS, tensors)
+    write_json(folder / DESCRIPTION, description)
+    return folder
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of names, shapes and values."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def load(
+    folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool | str | Path | Callable = False
+) -> OneStepSR | QuantizedSR:
+    """Loads a model: full precision (see `fullsize.load`), or a folder that `save` wrote.
+
+    Args:
+        folder_or_id: "tiny", "osediff" or "sd21", a model folder, a folder of SD2.1 and OSEDiff weights as `weights`
+            describes it, SD2.1's single file, a hub id, or a folder of quantization tensors.
+        pipe: for a quantized folder, the full-precision model it belongs to; by default the one it names.
+        prompt: for a full-precision model, keep its prompt branch; for OSEDiff, whose tagger is not on the registries,
+            the tags themselves (see `osediff.load`).
+
+    Raises:
+        ValueError: something is missing or damaged, or the tensors belong to another model.
+    """
+    folder = Path(folder_or_id)
+    if not (folder / DESCRIPTION).is_file():
+        return load_full(folder_or_id, prompt)
+    description, recipe, method, tensors = _read(folder)
+    name, mark = description["model"], description["fingerprint"]
+    try:
+        pipe = load_full(name) if pipe is None else pipe
+    except ValueError as error:
+        raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
+    bare = mark.startswith(SHAPES)
+    if fingerprint(pipe, values=not bare) != mark or (bare and not _norms_fit(folder, pipe)):
+        raise ValueError(f"{folder} was calibrated for another model ({name!r}), not for {pipe.name!r}; load that one.")
+    q = quantize(pipe, recipe)
+    q.method = method
+    method.slots.install(q)
+    for layer in q.layers.values():
+        layer.requires_grad_(False)
+    load_state(q, tensors)
+    q.history = description["calibration"]
+    q.pipe.tile = q.history.get("tile", q.pipe.tile)
+    return q
+
+
+def _read(folder: Path) -> tuple[dict, Recipe, Method, dict[str, Tensor]]:
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        if description.get("format") != FORMAT:
+            raise ValueError(
+                f"its format is {description.get('format', 1)}, this version reads {FORMAT}; calibrate anew."
+            )
+        recipe = Recipe.from_dict(description["recipe"])
+        method = _method(description["method"])
+        with safe_open(folder / TENSORS, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.offset_keys()}
+        if digest(tensors) != description["tensors"]:
+            raise ValueError(f"{TENSORS} is damaged, or belongs to another description; copy both files again.")
+        return description, recipe, method, tensors
+    except Exception as error:
+        raise ValueError(f"{folder} is not a complete quantized model: {error}") from error
+
+
+def _method(saved: dict) -> Method:
+    """The registered method with the options that were saved."""
+    method, slots = find(saved["name"]), dict(saved["slots"])
+    if slots.pop("kind") != type(method.slots).__name__:
+        raise ValueError(f"the method {method.name!r} fills other slots than the saved one; register that one.")
+    return replace(method.with_options(**slots), rates=saved["rates"])
+
+
+def _norms_fit(folder: Path, pipe: OneStepSR) -> bool:
+    """Whether the norms beside tensors that were made for a model without weights are this model's."""
+    given = load_file(folder / NORMS) if (folder / NORMS).is_file() else {}
+    own = {f"{network}.{k}": v for network in ("unet", "vae") for k, v in norms(getattr(pipe, network)).items()}
+    return given.keys() <= own.keys() and not differing_norms(own, given)[1]
