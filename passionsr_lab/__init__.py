@@ -26,6 +26,7 @@ CONTENTS = {
     "calibration.loop": ("Calibration",),
     "methods.table": ("METHODS", "calibrate", "register"),
     "store.folder": ("load", "save"),
+    "store.models": ("calibrated", "records"),
     "analysis.layers": ("layer_table",),
     "analysis.observe": ("observing",),
     "analysis.propagation": ("propagation",),

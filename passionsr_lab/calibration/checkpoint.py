@@ -17,14 +17,24 @@ from .state import load_state, state
 if TYPE_CHECKING:
     from .loop import Calibration
 
-CONTENT = {"stage": int, "step": int, "first": float, "tensors": dict, "before": dict, "ends": list, "cost": dict}
+CONTENT = {
+    "stage": int,
+    "step": int,
+    "first": float,
+    "tensors": dict,
+    "before": dict,
+    "ends": list,
+    "records": list,
+    "cost": dict,
+}
 
 
 def save(run: Calibration, path: str | Path) -> None:
     """Writes the state between two steps, atomically."""
     content = {
         "stage": run.stage, "step": run.step, "first": run.first, "optimizer": run.optimizer_state,
-        "tensors": state(run.q), "before": run.before, "ends": run.ends, "cost": run.cost, "settings": settings(run),
+        "tensors": state(run.q), "before": run.before, "ends": run.ends, "records": run.records, "cost": run.cost,
+        "settings": settings(run),
     }  # fmt: skip
     write_checkpoint(path, content)
 
@@ -43,7 +53,7 @@ def resume(run: Calibration, path: str | Path) -> None:
     load_state(run.q, content["tensors"])
     run.stage, run.step, run.first = content["stage"], content["step"], content["first"]
     run.optimizer_state, run.before = content["optimizer"], content["before"]
-    run.ends, run.cost = content["ends"], content["cost"]
+    run.ends, run.records, run.cost = content["ends"], content["records"], content["cost"]
 
 
 def _sound(run: Calibration, content: dict) -> bool:

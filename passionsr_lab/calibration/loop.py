@@ -79,6 +79,7 @@ class Calibration:
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
         self.stage, self.step, self.first = 0, 0, math.nan
         self.ends: list[dict] = []  # the "end" record of every stage that is done
+        self.records: list[dict] = []  # of the whole run, what came before an interruption included
         self.cost = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
         self.begun, self.identity = False, None
         self.optimizer_state: dict | None = None
@@ -112,10 +113,11 @@ class Calibration:
             for record in self._run():
                 spent = meter.lap()
                 self.cost = {k: max(v, spent[k]) if k == "peak_bytes" else v + spent[k] for k, v in self.cost.items()}
+                self.records.append(record | spent)
                 if keep is not None and (record["event"] == "end" or time.monotonic() - saved > SAVE_EVERY):
                     checkpoint.save(self, keep)
                     saved = time.monotonic()
-                yield record | spent
+                yield self.records[-1]
                 meter.restart()
         self._finish_history()
 

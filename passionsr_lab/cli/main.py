@@ -127,7 +127,9 @@ def parser() -> argparse.ArgumentParser:
     cmp.add_argument("--methods", default=",".join(ABLATION), help="(default: %(default)s)")
     cmp.add_argument("--seeds", type=int, default=1, help="how many seeds (default: %(default)s)")
     cmp.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
-    cmp.add_argument("--cache", type=Path, help="folder in which finished runs are kept")
+    cmp.add_argument(
+        "--store", "--cache", type=Path, help="folder in which models and results are kept (default: $PASSIONSR_STORE)"
+    )
     cmp.add_argument("--csv", type=Path, help="also write the table there, and every run beside it (NAME_runs.csv)")
 
     tr = command(train, "train", "Train the embedded model on a folder of photographs; a stopped run goes on.")
@@ -332,7 +334,7 @@ def compare(options) -> tuple[int, dict]:
         seed=range(options.seeds), epochs=[options.epochs],
     )  # fmt: skip
     bar = iter(_progress(range(len(configurations)), len(configurations), "runs"))
-    frame = sweep(configurations, options.cache, callback=lambda row: next(bar, None))
+    frame = sweep(configurations, options.store, callback=lambda row: next(bar, None))
     table = summary(frame)
     if options.csv:
         with replacing(options.csv) as temporary:
@@ -440,7 +442,7 @@ def table2(options) -> tuple[int, dict]:
     plan = Plan(**given)
     total = len(plan.pipelines) * len(plan.datasets)
     bar, result = iter(_progress(range(total), total, "cells")), {}
-    for record in run(plan, options.out, options.resume):
+    for record in run(plan, options.out):
         if record["event"] == "cell":
             next(bar, None)
         result = record

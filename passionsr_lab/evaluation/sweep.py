@@ -1,21 +1,24 @@
-"""Many runs from a table of configurations: cached by content, resumable, on any executor."""
+"""Many runs from a table of configurations, each kept in the store; on any executor."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-from concurrent.futures import Executor, as_completed
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Callable, Iterable
 
-from ..util.files import write_json
+from ..methods import DEFAULT, find
+from ..quantization.recipe import Recipe
+from ..quantization.recipe import recipe as recipe_named
+from ..store.keys import calibration_key, pairs_digest, versions
+from ..store.models import calibrated
+from ..store.results import kept
 
 DEFAULTS = {
-    "model": "tiny", "recipe": "W6A6", "method": "passionsr", "seed": 0, "epochs": 4, "batch": 4,
+    "model": "tiny", "recipe": "W6A6", "method": DEFAULT, "seed": 0, "epochs": 4, "batch": 4,
     "pairs": 16, "size": 64, "test_pairs": 8, "test_size": 128,
 }  # fmt: skip
-NEUTRAL = {"maxmin": ("epochs", "batch"), "let": ("epochs", "batch")}  # settings that a method does not use
 
 
 def grid(**values: Iterable):
@@ -34,77 +37,63 @@ def grid(**values: Iterable):
     return pd.DataFrame([DEFAULTS | row for row in rows])
 
 
-def run(configuration: dict) -> dict:
-    """Quantizes, calibrates and measures once; the configuration with its results.
+def run(configuration: dict, store: str | Path | None = None) -> dict:
+    """Quantizes, calibrates and measures once, or takes it from the store; the configuration with its results.
 
-    Results: psnr_y and ssim_y (against HR), psnr_fp (dB, against the full-precision output), those of full precision,
-    seconds and peak_bytes of the calibration, versions.
+    Results: psnr_y and ssim_y (against HR), psnr_fp (dB, against the full-precision output), those of full precision;
+    seconds, cpu_seconds and peak_bytes of the whole calibration; versions.
     """
-    import numpy as np
-
-    from ..calibration.loop import calibrate
     from ..imaging.pairs import bundled
-    from ..imaging.psnr import psnr_rgb
-    from ..quantization.surgery import load, quantize
-    from .scores import score
+    from ..pipeline.identity import fingerprint
+    from ..store.folder import load
 
     c = DEFAULTS | configuration
-    pipe = load(c["model"])
-    quantized = quantize(pipe, c["recipe"])
+    recipe = c["recipe"] if isinstance(c["recipe"], Recipe) else recipe_named(c["recipe"])
+    pipe, method = load(c["model"]), find(c["method"])
     pairs = bundled("calibration", c["pairs"], c["size"], c["seed"])
-    records = calibrate(quantized, pairs, c["method"], epochs=c["epochs"], batch=c["batch"], seed=c["seed"])
     tests = bundled("test", c["test_pairs"], c["test_size"], 0)
-    full, ours, hr = [pipe(t.lr) for t in tests], [quantized(t.lr) for t in tests], [t.hr for t in tests]
+    options = {"epochs": c["epochs"], "batch": c["batch"], "seed": c["seed"]}
+    content = calibration_key(fingerprint(pipe), recipe, method, pairs, **options)
+
+    def make() -> dict:
+        q = calibrated(pipe, recipe, method, pairs, store=store, **options)
+        return measured(pipe, q, tests) | q.history["cost"]
+
+    result = kept(content | {"tests": pairs_digest(tests), "of": "sweep"}, make, store)
+    return c | {"recipe": recipe.name, "method": method.name} | result | versions()
+
+
+def measured(pipe, q, tests) -> dict:
+    """Mean scores of a quantized pipeline and of its full-precision one on test pairs."""
+    import numpy as np
+
+    from ..imaging.psnr import psnr_rgb
+    from .scores import score
+
+    full, ours, hr = [pipe(t.lr) for t in tests], [q(t.lr) for t in tests], [t.hr for t in tests]
 
     def means(images) -> dict:
         return score(images, hr, ("psnr_y", "ssim_y")).groupby("metric").value.mean().to_dict()
 
     result = means(ours) | {f"{k}_full": v for k, v in means(full).items()}
-    result["psnr_fp"] = float(np.mean([psnr_rgb(a, b) for a, b in zip(ours, full)]))
-    trained = records[records.event == "step"]
-    return (
-        c | result | {"seconds": float(trained.seconds.sum()), "peak_bytes": int(records.peak_bytes.max())} | versions()
-    )
-
-
-def versions() -> dict:
-    """Versions of what decides the numbers."""
-    import diffusers
-    import torch
-
-    from .. import __version__
-
-    return {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
-
-
-def key(configuration: dict, mark: str | None = None) -> str:
-    """The content hash under which a run is cached: its settings, the versions and the model's weights.
-
-    mark: the model's `surgery.fingerprint`, where it is known already.
-    """
-    c = {k: v for k, v in (DEFAULTS | configuration).items() if k not in NEUTRAL.get(configuration["method"], ())}
-    content = c | versions() | {"fingerprint": mark or _fingerprint(c["model"])}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _fingerprint(model: str) -> str:
-    from ..quantization.surgery import fingerprint, load
-
-    return fingerprint(load(model))
+    return result | {"psnr_fp": float(np.mean([psnr_rgb(a, b) for a, b in zip(ours, full)]))}
 
 
 def sweep(
-    configurations, cache: str | Path | None = None, executor: Executor | None = None,
-    callback: Callable[[dict], None] | None = None, work: Callable[[dict], dict] = run,
+    configurations, store: str | Path | None = None, executor: Executor | None = None,
+    callback: Callable[[dict], None] | None = None, work: Callable[..., dict] = run,
 ):  # fmt: skip
     """Runs every row of a DataFrame of configurations; a DataFrame of results in the same order.
 
     Args:
         configurations: see `grid`.
-        cache: folder in which every finished run is kept as one JSON file; a sweep that was killed goes on there.
-        executor: any `concurrent.futures.Executor`; None runs here, one after the other.
+        store: where finished runs are kept; a sweep that was killed goes on there.
+        executor: any `concurrent.futures.Executor` (processes, `dask.distributed`'s, submitit's); None runs here.
         callback: called with each result as it comes.
         work: the function of one run.
+
+    Raises:
+        RuntimeError: some runs failed; the others were finished and kept first.
     """
     import pandas as pd
 
@@ -112,50 +101,69 @@ def sweep(
         DEFAULTS | {k: getattr(v, "item", lambda v=v: v)() for k, v in row.items()}
         for row in configurations.to_dict("records")
     ]
-    marks = {name: _fingerprint(name) for name in {row["model"] for row in rows}} if cache else {}
-    files = [Path(cache) / f"{key(row, marks[row['model']])}.json" if cache else None for row in rows]
-    results: dict[int, dict] = {}
-
-    def finish(i: int, result: dict) -> None:
+    rows = [row | {"method": find(row["method"])} for row in rows]
+    results, failed = {}, []
+    for i, result in _results(rows, store, executor, work):
+        if isinstance(result, Exception):
+            failed.append((i, result))
+            continue
         results[i] = result
-        if files[i] is not None:
-            write_json(files[i], result)
         if callback is not None:
             callback(result)
+    if failed:
+        i, error = failed[0]
+        which = f"{rows[i]['recipe']} {rows[i]['method'].name}, seed {rows[i]['seed']}"
+        raise RuntimeError(f"{len(failed)} of {len(rows)} runs failed, the first ({which}): {error}") from error
+    return pd.DataFrame([dict(sorted(results[i].items())) for i in range(len(rows))])[_columns(results, rows)]
 
-    waiting = []
-    for i, file in enumerate(files):
-        if file is not None and file.exists():
-            results[i] = json.loads(file.read_text())
-            if callback is not None:
-                callback(results[i])
-        else:
-            waiting.append(i)
+
+def _columns(results: dict[int, dict], rows: list[dict]) -> list[str]:
+    found = list(dict.fromkeys(key for i in sorted(results) for key in sorted(results[i])))
+    return [*(key for key in DEFAULTS if key in found), *(key for key in found if key not in DEFAULTS)]
+
+
+def _results(rows, store, executor, work) -> Iterator[tuple[int, dict | Exception]]:
+    """(row, result or what it raised) as they come; asks each job whether it is done, as every executor's can be."""
     if executor is None:
-        for i in waiting:
-            finish(i, work(rows[i]))
-    else:
-        futures = {executor.submit(work, rows[i]): i for i in waiting}
-        for future in as_completed(futures):
-            finish(futures[future], future.result())
-    return pd.DataFrame([row | dict(sorted(results[i].items())) for i, row in enumerate(rows)])  # as from the cache
+        for i, row in enumerate(rows):
+            yield i, _attempt(lambda row=row: work(row, store))
+        return
+    jobs = [executor.submit(work, row, store) for row in rows]
+    for result in finished(jobs):
+        yield jobs.index(result.__self__), _attempt(result)
+
+
+def finished(jobs: list) -> Iterator[Callable]:
+    """The `result` of every job as it is done; asks each job itself, which those of every executor can answer."""
+    waiting = list(jobs)
+    while waiting:
+        done = [job for job in waiting if job.done()]
+        waiting = [job for job in waiting if job not in done]
+        yield from (job.result for job in done)
+        if not done:
+            time.sleep(0.05)
+
+
+def _attempt(work: Callable[[], dict]) -> dict | Exception:
+    try:
+        return work()
+    except Exception as error:  # told at the end, after the other runs
+        return error
 
 
 def summary(frame):
     """Means over seeds, one row per recipe and method in the order they came, full precision first."""
     import pandas as pd
 
-    columns = ["psnr_y", "ssim_y", "psnr_fp", "seconds", "peak_bytes"]
+    columns = ["psnr_y", "ssim_y", "psnr_fp", "seconds", "cpu_seconds", "peak_bytes"]
     groups = frame.groupby(["recipe", "method"], sort=False)
     table = groups[columns].mean().reset_index()
     table["psnr_fp_std"] = groups.psnr_fp.std(ddof=0).values
     table["seeds"] = groups.size().values
     full = {
-        "recipe": "W32A32",
-        "method": "full precision",
-        "psnr_y": frame.psnr_y_full.mean(),
-        "ssim_y": frame.ssim_y_full.mean(),
-    }
+        "recipe": "W32A32", "method": "full precision",
+        "psnr_y": frame.psnr_y_full.mean(), "ssim_y": frame.ssim_y_full.mean(),
+    }  # fmt: skip
     table = pd.concat([pd.DataFrame([full]), table], ignore_index=True)
     table["peak_gb"] = table.pop("peak_bytes") / 1e9
     return table

@@ -1,30 +1,31 @@
-"""Table 2, the big one: data sets x bits x methods, every metric of a protocol, resumable after a kill at any point.
+"""Table 2, the big one: data sets x bits x methods, every metric of a protocol, from the store.
 
-Everything is kept in one folder: `quantized/` (calibrated pipelines, and the state of the one in calibration),
-`cells/` (the scores of every image, one file per data set, bits and method), and the tables made of them.  The tables
-are always made from the files, so a run that was killed and resumed ends with the same bytes as one that was not.
+Calibrated models and the scores of every data set are kept in the store; the tables are always made of them, so a run
+that was killed goes on, and ends with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ..calibration.loop import Calibration
-from ..imaging.datasets import PairList, read_set
-from ..imaging.pairs import Pair, chosen_pairs
+from ..imaging.datasets import read_set
+from ..imaging.pairs import chosen_pairs
+from ..methods import METHODS, find
+from ..pipeline.identity import fingerprint
 from ..pipeline.onestep import OneStepSR
-from ..quantization.recipe import METHODS, RECIPES, Recipe
 from ..quantization.recipe import recipe as recipe_named
-from ..quantization.surgery import DESCRIPTION, fingerprint, load, quantize, save
-from ..util.files import replacing, write_json
+from ..store.folder import load
+from ..store.keys import calibration_key, versions
+from ..store.models import calibrated
+from ..store.results import kept
+from ..util.files import write_json
 from . import scores as quality
 from .paper import table2 as cited
 from .protocols import PROTOCOLS, chosen
-from .sweep import versions
 from .tables import to_csv, to_latex
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ HEADS = {
 }  # fmt: skip
 DIGITS = {"PSNR": 2, "NIQE": 3, "MUSIQ": 2, "FID": 2}  # the others have 4
 
-# Methods beyond `config.METHODS`, by name: a function (pipe, recipe, pairs, seed) -> pipeline.
-PLUGINS: dict[str, Callable[[OneStepSR, Recipe, Sequence[Pair], int], OneStepSR]] = {}
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,8 +48,8 @@ class Plan:
     model: what `lab.load` reads.
     datasets: what `datasets.read_set` reads; count and crop limit the pairs of each.
     bits: names of recipes.
-    methods: "FP", "PassionSR-FP", of `config.METHODS` or of `PLUGINS`.
-    protocol, metrics: as for `metrics.score`.
+    methods: "FP", "PassionSR-FP", or registered ones.
+    protocol, metrics: as for `scores.score`.
     images, pairs, size, epochs, batch, seed: of the calibration, as for `python -m passionsr_lab calibrate`.
     device: where it runs; off the CPU calibrations are `lean`.
     """
@@ -76,7 +74,7 @@ class Plan:
         chosen(self.metrics, self.protocol)
         for name in self.bits:
             recipe_named(name)
-        known = (*FULL_METHODS, *METHODS, *PLUGINS)
+        known = (*FULL_METHODS, *METHODS)
         unknown = [name for name in self.methods if name not in known]
         if unknown or not self.methods:
             raise ValueError(f"A method is one of {', '.join(known)}, not {', '.join(unknown) or 'none'}.")
@@ -88,134 +86,118 @@ class Plan:
         return full + [(bits, name) for bits in self.bits for name in self.methods if name not in FULL_METHODS]
 
 
-def run(plan: Plan, out: str | Path, resume: bool = False) -> Iterator[dict]:
-    """Fills the folder `out`, cell by cell; what is there already is kept.
+def run(
+    plan: Plan, out: str | Path, store: str | Path | None = None, executor: Executor | None = None
+) -> Iterator[dict]:
+    """Fills the store cell by cell and writes the tables to the folder `out`.
+
+    Args:
+        executor: makes the calibrated models there first, each in a job of its own.
 
     Yields:
-        Records with `event`: "calibrate" (a step of a calibration: bits, method, and what `Calibration.run` yields),
-        "cell" (dataset, bits, method, images: a cell is there now) and at the end "tables" (paths).
+        Records with `event`: "cell" (dataset, bits, method, images: a cell is there now) and "tables" (paths).
 
     Raises:
-        ValueError: `out` holds a table and `resume` is off, or a table with other settings; data or model are missing.
+        ValueError: data or model are missing.
     """
-    out, sets = Path(out), [read_set(what, plan.count, plan.crop) for what in plan.datasets]
-    pairs = chosen_pairs(plan.images, plan.pairs, plan.size, plan.seed)
-    settings = {key: getattr(plan, key) for key in ("pairs", "size", "epochs", "batch", "seed")}
-    mark = fingerprint(load(plan.model))
-    _claim(out, settings | {"model": mark, "photographs": PairList("", pairs).digest()} | versions(), resume)
-    scoring = _hash([mark, quality.versions(plan.protocol, plan.metrics), list(plan.metrics or ()), versions()])
+    from .sweep import finished
+
+    sets = [read_set(what, plan.count, plan.crop) for what in plan.datasets]
+    low = [row for row in plan.pipelines if row[1] not in FULL_METHODS]
+    if executor is not None:
+        for result in finished([executor.submit(make_model, plan, *row, store) for row in low]):
+            result()
+    parts = []
     for bits, method in plan.pipelines:
-        cells = {s.name: _cell(out, s.name, bits, method) for s in sets}
-        heads = {s.name: f"# {_hash([scoring, s.digest()])}" for s in sets}
-        waiting = [s for s in sets if not _finished(cells[s.name], heads[s.name])]
-        pipe = None
-        for pairs_of in waiting:
-            if pipe is None:
-                pipe = yield from _pipeline(plan, out, bits, method, pairs)
-            frame = quality.stream(_restored(pipe, pairs_of), plan.metrics, plan.protocol)
-            _write_cell(cells[pairs_of.name], heads[pairs_of.name], frame)
-        for pairs_of in sets:
-            yield {"event": "cell", "dataset": pairs_of.name, "bits": bits, "method": method, "images": len(pairs_of)}
-    yield {"event": "tables"} | write(plan, out)
+        model = _Model(plan, bits, method, store)
+        for dataset in sets:
+            rows = kept(
+                model.key | {"set": dataset.digest(), "of": "table2"} | _scoring(plan), model.scores(dataset), store
+            )
+            place = {
+                "dataset": dataset.name,
+                "bits": bits,
+                "method": METHODS[method].label if method in METHODS else method,
+            }
+            parts.append((place, rows))
+            yield {"event": "cell", "dataset": dataset.name, "bits": bits, "method": method, "images": len(dataset)}
+    yield {"event": "tables"} | write(plan, out, frame_of(parts))
 
 
-# -- one pipeline -----------------------------------------------------------------------------------------------------
+def make_model(plan: Plan, bits: str, method: str, store: str | Path | None) -> None:
+    """Puts one calibrated model of the table into the store."""
+    _Model(plan, bits, method, store).pipeline()
 
 
-def _pipeline(plan: Plan, out: Path, bits: str, method: str, pairs: list[Pair]) -> Iterator[dict]:
-    """The pipeline of a row (as the generator's return value); calibrated here, or read from where it was saved."""
-    if method in FULL_METHODS:
-        return _full(plan.model, method).to(plan.device)
-    pipe, wanted = load(plan.model).to(plan.device), RECIPES.get(bits) or recipe_named(bits)
-    if method in PLUGINS:
-        return PLUGINS[method](pipe, wanted, pairs, plan.seed)
-    folder = out / "quantized" / f"{bits}_{method}"
-    if not (folder / DESCRIPTION).is_file():
-        quantized = quantize(pipe, wanted)
-        work = Calibration(quantized, pairs, method, plan.epochs, plan.batch, plan.seed, lean=plan.device != "cpu")
-        for record in work.run(keep=folder / "unfinished.pt"):
-            yield record | {"event": "calibrate", "bits": bits, "method": method, "total": work.total}
-        save(quantized, folder)
-        (folder / "unfinished.pt").unlink(missing_ok=True)
-    return load(folder, pipe)
+def _scoring(plan: Plan) -> dict:
+    return {"scoring": quality.versions(plan.protocol, plan.metrics), "metrics": list(plan.metrics or ())}
+
+
+class _Model:
+    """A row of the table: what decides it, and the pipeline once it is needed."""
+
+    def __init__(self, plan: Plan, bits: str, method: str, store: str | Path | None):
+        self.plan, self.bits, self.method, self.store = plan, bits, method, store
+        self.made = None
+        self.full = _full(plan.model, method) if method in FULL_METHODS else load(plan.model)
+        self.key = {"model": fingerprint(self.full)}
+        if method not in FULL_METHODS:
+            self.pairs = chosen_pairs(plan.images, plan.pairs, plan.size, plan.seed)
+            self.options = {"epochs": plan.epochs, "batch": plan.batch, "seed": plan.seed}
+            asked = self.key["model"], recipe_named(bits), find(method), self.pairs
+            self.key = calibration_key(*asked, **self.options)
+
+    def pipeline(self):
+        if self.made is None:
+            self.made = self.full.to(self.plan.device)
+            if self.method not in FULL_METHODS:
+                lean = self.plan.device != "cpu"
+                asked = recipe_named(self.bits), self.method, self.pairs
+                self.made = calibrated(self.full, *asked, lean=lean, store=self.store, **self.options)
+        return self.made
+
+    def scores(self, dataset):
+        """A function that measures the data set: rows of `metrics.score`."""
+
+        def make() -> list[dict]:
+            frame = quality.stream(_restored(self.pipeline(), dataset), self.plan.metrics, self.plan.protocol)
+            return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+        return make
 
 
 def _full(model: str, method: str) -> OneStepSR:
-    pipe = load(model)
     if method != "FP":
-        return pipe
+        return load(model)
     try:
         return load(model, prompt=True)
     except ValueError as error:
         raise ValueError(f"{model} has no prompt branch, so leave FP out of the methods ({error})") from error
 
 
-def _restored(pipe: OneStepSR, pairs) -> Iterator[tuple]:
+def _restored(pipe, pairs) -> Iterator[tuple]:
     """(name, restored image on the 8-bit grid, original): what would be measured on saved PNG files."""
     for pair in pairs:
         yield pair.name, (pipe(pair.lr) * 255).round() / 255, pair.hr
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def frame_of(parts: list[tuple[dict, list[dict]]]) -> DataFrame:
+    """Every score of every image: dataset, bits, method and the columns of `scores.score`."""
+    import pandas as pd
 
-
-def _hash(content) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _claim(out: Path, settings: dict, resume: bool) -> None:
-    """Makes `out` the folder of a table with these settings of the calibration, or checks that it is."""
-    file = out / "table2.json"
-    if file.is_file():
-        before = json.loads(file.read_text())
-        other = [key for key in settings if before.get(key) != settings[key]]
-        if other:
-            raise ValueError(f"{out} holds a table with another {', '.join(other)}; choose another folder.")
-        if not resume:
-            raise ValueError(f"{out} holds a table already; give --resume to go on with it, or choose another folder.")
-    write_json(file, settings)
-
-
-def _cell(out: Path, dataset: str, bits: str, method: str) -> Path:
-    return out / "cells" / f"{dataset}_{bits}_{method}.csv"
-
-
-def _finished(cell: Path, head: str) -> bool:
-    return cell.is_file() and cell.read_text().partition("\n")[0] == head
-
-
-def _write_cell(cell: Path, head: str, frame: DataFrame) -> None:
-    with replacing(cell) as temporary:
-        temporary.write_text(f"{head}\n{frame.to_csv(index=False, lineterminator=chr(10))}")
+    frames = [pd.DataFrame(rows).assign(**place) for place, rows in parts]
+    frame = pd.concat(frames, ignore_index=True).astype({"value": float}).fillna({"note": ""})
+    return frame[["dataset", "bits", "method", *frame.columns.drop(["dataset", "bits", "method"])]]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def scores(plan: Plan, out: str | Path) -> DataFrame:
-    """Every score of every image: dataset, bits, method and the columns of `metrics.score`.
-
-    Raises `OSError` for a cell that is not there yet.
-    """
-    import pandas as pd
-
-    names = [read_set(what, plan.count, plan.crop).name for what in plan.datasets]
-    parts = []
-    for name in names:
-        for bits, method in plan.pipelines:
-            file = _cell(Path(out), name, bits, method)
-            part = pd.read_csv(file, skiprows=1, float_precision="round_trip", dtype={"name": str})
-            place = {"dataset": name, "bits": bits, "method": METHODS[method].label if method in METHODS else method}
-            parts.append(part.fillna({"note": ""}).assign(**place))
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[["dataset", "bits", "method", *frame.columns.drop(["dataset", "bits", "method"])]]
 
 
 def wide(summary: DataFrame) -> DataFrame:
     """One row per data set, bits and method; a column per metric, and beside it the paper's number where it has one.
 
     Args:
-        summary: `metrics.summary` of `scores`.
+        summary: `scores.summary` of `frame_of`.
     """
     keys = ["dataset", "bits", "method"]
     table = summary.pivot_table(index=keys, columns="metric", values="mean", sort=False, dropna=False)
@@ -233,13 +215,13 @@ def wide(summary: DataFrame) -> DataFrame:
     return table[columns].rename_axis(columns=None)
 
 
-def write(plan: Plan, out: str | Path) -> dict:
-    """Makes `table2.csv`, `table2.tex`, `table2_means.csv` (with 95 % intervals) and `table2_images.csv` of the cells.
+def write(plan: Plan, out: str | Path, frame: DataFrame) -> dict:
+    """Makes `table2.csv`, `table2.tex`, `table2_means.csv` (with 95 % intervals) and `table2_images.csv` of the scores.
 
     Returns:
         paths, and notes: one sentence for every metric that is missing.
     """
-    out, frame = Path(out), scores(plan, out)
+    out = Path(out)
     means = quality.summary(frame)
     table = wide(means)
     told = quality.versions(plan.protocol, plan.metrics)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .onestep import OneStepSR
@@ -28,6 +28,9 @@ def fingerprint(pipe: OneStepSR, values: bool = True) -> str:
     if not values:
         return SHAPES + digest.hexdigest()
     digest.update(_bytes(pipe.prompt_embedding) + _bytes(pipe.scheduler.alphas_cumprod))
+    if isinstance(pipe.prompt, nn.Module):
+        for name, tensor in sorted(pipe.prompt.state_dict().items()):
+            digest.update(name.encode() + _bytes(tensor))
     settings = {"timestep": pipe.timestep, "upscale": pipe.upscale}
     settings |= {part: _settings(getattr(pipe, part).config) for part in ("unet", "vae")}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
