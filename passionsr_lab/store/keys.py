@@ -61,7 +61,7 @@ def calibration_key(
     model: str, recipe: Recipe, method: Method, pairs: Sequence[Pair | tuple], epochs: int, batch: int, seed: int,
     rates: dict[str, float] | None = None,
 ) -> dict:  # fmt: skip
-    """Everything that decides a calibrated model; `model` is its fingerprint.  What a method does not use is left out."""
+    """What decides a calibrated model, of which `model` is the fingerprint; what a method does not use is left out."""
     content = {
         "model": model, "recipe": recipe.to_dict(), "method": method.describe(), "pairs": pairs_digest(pairs),
     }  # fmt: skip
