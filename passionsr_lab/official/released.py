@@ -140,7 +140,7 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
     return replace(
         base, name=f"{base.name.removesuffix(' official')} official",
         modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),
-        split=tuple(f"{r.part}.*" for r in released if r.split), attention=("unet.*",),
+        split=tuple(f"{r.part}.*" for r in released if r.split), attention=("unet.*",) if any(r.part == "unet" for r in released) else False,
     )  # fmt: skip
 
 
