@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from torch import nn
 
@@ -37,6 +39,17 @@ COUNTS = {
 }  # fmt: skip
 
 
+def read_config(file: Path) -> dict:
+    """A configuration in JSON; `ValueError` names the file if it is missing or holds something else."""
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is missing or not JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds a {type(config).__name__}, not a JSON object.")
+    return config
+
+
 def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: Mapping, where: object) -> None:
     """Raises for what diffusers' configurations say and the one-step pipeline does not do; before anything is built.
 
@@ -60,7 +73,7 @@ def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: 
             if config.get(field, only) != only:
                 raise ValueError(f"{what}: {field} is {config[field]!r}; only {only!r} is supported.")
         _refuse_numbers(config, what)
-    defaults = _fields(CLASSES["vae"]), _fields(CLASSES["unet"])
+    defaults = fields(CLASSES["vae"]), fields(CLASSES["unet"])
     latent = vae_config.get("latent_channels", defaults[0]["latent_channels"])
     for field in ("in_channels", "out_channels"):
         if (found := unet_config.get(field, defaults[1][field])) != latent:
@@ -76,22 +89,22 @@ def refuse_non_finite(model: nn.Module, where: object) -> None:
 
 def _refuse_class(name: str, config: Mapping, what: str) -> None:
     found = config.get("_class_name", CLASSES.get(name, "DDPMScheduler"))
-    fields = _fields(found) if found == CLASSES.get(name, found) else {}
+    known = fields(found) if found == CLASSES.get(name, found) else {}
     if name == "scheduler":
-        if "beta_start" not in fields or "snr_shift_scale" in fields:
+        if "beta_start" not in known or "snr_shift_scale" in known:
             raise ValueError(f"{what}: {found} is not a scheduler with DDPM's noise levels.")
         if missing := [field for field in BETAS if field not in config]:
             raise ValueError(f"{what}: it does not say {missing[0]}.")
-    elif not fields:
+    elif not known:
         raise ValueError(f"{what}: {found} is not supported; only {CLASSES[name]} is.")
     elif left := [
-        field for field, value in config.items() if field not in fields and not field.startswith("_") and value
+        field for field, value in config.items() if field not in known and not field.startswith("_") and value
     ]:
         raise ValueError(f"{what}: {found} has no field {left[0]!r}.")
 
 
-def _fields(name: object) -> dict:
-    """Field -> default of a class of diffusers, or nothing where diffusers has no such class."""
+def fields(name: object) -> dict:
+    """Field -> default of one of diffusers' configurable classes, or nothing where it has no such class."""
     torchvision_importable()
     import diffusers
 
