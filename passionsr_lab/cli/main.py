@@ -463,7 +463,7 @@ def prefetch(options) -> tuple[int, dict]:
 
 def doctor(options) -> tuple[int, dict]:
     """`doctor osediff`."""
-    from ..fullsize.doctor import as_text, can_run, report
+    from ..tools.doctor import as_text, can_run, report
 
     rows = report(options.work)
     if options.json:
