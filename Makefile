@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export PYTHONWARNINGS = ignore::DeprecationWarning
+export PASSIONSR_STORE = $(CURDIR)/build/store
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
 .PHONY: figures test lab lint unit notebooks ablation slow browser clean
@@ -32,7 +33,7 @@ notebooks: $(READY)
 	$(BIN)/python -m passionsr_lab.tools.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)
-	$(BIN)/python -m passionsr_lab compare --seeds 3 --cache runs/ablation --csv figures/ablation.csv
+	$(BIN)/python -m passionsr_lab compare --seeds 3 --jobs 2 --csv figures/ablation.csv
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
