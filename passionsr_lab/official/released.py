@@ -30,8 +30,8 @@ from .corrections import CORRECTIONS, correct, official_tensors, places
 
 __all__ = ["CORRECTIONS", "Released", "load", "read", "released_recipe", "save"]
 
-MODULES = {"unet": ("unet",), "vae": ("encoder", "decoder")}
-NAMES = {part: f"{part}_ckpt_merge_saw_sep.pth" for part in MODULES}
+MODULES_OF = {"unet": ("unet",), "vae": ("encoder", "decoder")}
+NAMES = {part: f"{part}_ckpt_merge_saw_sep.pth" for part in MODULES_OF}
 BOUNDS = {"x_min": "lower", "x_max": "upper"}
 _QUANTIZERS = {
     "bias_quantizer": "bias_quantizer",
@@ -90,7 +90,7 @@ def read(file: str | Path) -> Released:
         if name is None:
             unknown.append(key)
         else:
-            (found if name.endswith((".weight", ".bias")) else tensors)[name] = value.float()
+            (found if name.endswith((".weight", ".bias")) else tensors)[name] = value.to(torch.float32, copy=True)
     if unknown:
         raise ValueError(f"{file} has {len(unknown)} names that no calibration file has, the first: {unknown[0]!r}.")
     part = "vae" if any(k.startswith(("encoder.", "decoder.")) for k in tensors) else "unet"
@@ -138,7 +138,7 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
             raise ValueError(f"Quantizers per layer: {count} in {r.file}, but {said} in the recipe (split).")
     return replace(
         base, name=f"{base.name.removesuffix(' official')} official", numerics="official", **OFFICIAL,
-        modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),
+        modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES_OF[r.part]),
         split=tuple(f"{r.part}.*" for r in released if r.split), attention=("unet.*",),
     )  # fmt: skip
 
@@ -257,7 +257,7 @@ def save(quantized: QuantizedSR, folder: str | Path, prefix: str = "model.model.
     Raises:
         ValueError: nothing that makes a whole file is quantized or calibrated.
     """
-    whole = [part for part, modules in MODULES.items() if set(modules) <= set(quantized.recipe.modules)]
+    whole = [part for part, modules in MODULES_OF.items() if set(modules) <= set(quantized.recipe.modules)]
     if not whole:
         raise ValueError("A released file holds the whole UNet or the whole VAE; this recipe quantizes neither.")
     files, lost = {}, []
