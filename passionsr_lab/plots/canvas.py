@@ -40,9 +40,8 @@ class PaperFigure(Figure):
         engine = self.get_layout_engine()
         if engine is not None:
             engine.execute(self)
-            for ax in self.axes:
-                _wrap_labels(ax)
-            engine.execute(self)
+            if any([_wrap_labels(ax) for ax in self.axes]):
+                engine.execute(self)
             self.set_layout_engine("none")
         for ax in self.axes:
             _part_labels(ax)
@@ -74,15 +73,17 @@ class PaperFigure(Figure):
         return buffer.getvalue()
 
 
-def _wrap_labels(ax) -> None:
-    """Breaks the axes' labels and title where they are longer than the axes."""
-    box = ax.get_window_extent()
+def _wrap_labels(ax) -> bool:
+    """Breaks the axes' labels and title where they are longer than the axes; whether any was."""
+    box, found = ax.get_window_extent(), False
     for text in (ax.xaxis.label, ax.yaxis.label, ax.set_title(ax.get_title("left"))):
         own, upright = text.get_window_extent(), text.get_rotation() == 90
         length, room = (own.height, box.height) if upright else (own.width, box.width)
         if length > room:
             whole = text.get_text().replace("\n", " ")
             text.set_text("\n".join(wrapped(whole, len(whole) * room / length)))
+            found = True
+    return found
 
 
 def _part_labels(ax) -> None:

@@ -46,7 +46,7 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
             log_axis(ax.yaxis)
         else:
             ax.set_yticks([])  # nothing is there yet
-    axes[0, 0].set_ylabel("loss (mean squared error)")
+    axes[0, 0].set_ylabel("mean squared error")
     handles = [axes[0, 0].plot([], [], **style | {"marker": ""}, label=str(run))[0] for run, style in zip(runs, styles)]
     _loss_legend(axes[0, 0], handles if len(runs) > 1 else [], smooth, bool(records.kept.lt(1).any()))
     return fig

@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import pyplot, rcParams, style
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 
@@ -24,63 +24,49 @@ from passionsr_lab.plots.saving import METADATA
 from passionsr_lab.quantization.quantizer import fake_quantize
 
 rng = np.random.default_rng(0)
-LAYERS = [
-    (module, f"{module}.blocks.{i}.attentions.0.transformer_blocks.0.ff.net.{i}")
-    for module, count in (("encoder", 7), ("unet", 20), ("decoder", 9))
-    for i in range(count)
-]
-CHANNELS = pd.concat(
-    pd.DataFrame({"module": m, "layer": n, "channel": range(8), "scale": rng.lognormal(size=8)}) for m, n in LAYERS
-).reset_index(drop=True)
-CHANNELS["high"] = rng.lognormal(size=len(CHANNELS))
-CHANNELS["low"] = -CHANNELS.high / 3
+MODULES = ("encoder", "unet", "decoder")
+LAYERS = [(m, f"{m}.blocks.{i}.attentions.0.ff.net.{i}") for m, n in zip(MODULES, (7, 20, 9)) for i in range(n)]
+CHANNELS = pd.DataFrame([(*names, i) for names in LAYERS for i in range(8)], columns=["module", "layer", "channel"])
 CHANNELS["layer"] = pd.Categorical(CHANNELS.layer, [n for _, n in LAYERS], ordered=True)  # as observe gives them
-ONE = CHANNELS[CHANNELS.layer == LAYERS[3][1]]
+CHANNELS["scale"], CHANNELS["high"] = rng.lognormal(size=(2, len(CHANNELS)))
+CHANNELS["low"] = -CHANNELS.high / 3
+FLAT = CHANNELS.assign(low=-1.0, high=1.0)
+ONE, RANGES = CHANNELS[CHANNELS.layer == LAYERS[3][1]], CHANNELS.drop_duplicates("layer")
 NOISE = pd.DataFrame(LAYERS, columns=["module", "layer"]).assign(
-    local_db=np.linspace(40, 25, len(LAYERS)), accumulated_db=np.linspace(38, 2, len(LAYERS)),
-    gain_db=rng.normal(size=len(LAYERS)),
-)  # fmt: skip
+    local_db=np.linspace(40, 25, 36), accumulated_db=np.linspace(38, 2, 36), gain_db=rng.normal(size=36)
+)
 EDGES = np.linspace(-3, 5, 41)
 COUNTS = np.round(1000 * np.exp(-(((EDGES[1:] + EDGES[:-1]) / 2) ** 2)))
 HR = rng.random((64, 96, 3))
-PICTURES = {"HR": HR, "LR": HR[::4, ::4], "MaxMin": HR * 0.8, "PassionSR, strict stages": HR * 0.99}
-BOX = (20, 12, 24, 16)
+PICTURES, BOX = {"HR": HR, "LR": HR[::4, ::4], "MaxMin": HR * 0.8, "PassionSR, strict": HR * 0.99}, (20, 12, 24, 16)
 CAPTION = {"model": "tiny", "method": "PassionSR", "widths": "W4A4", "pairs": 16, "steps": 120, "seeds": "0, 1, 2"}
 SHARES = pd.DataFrame({"encoder": [34, 8.5], "unet": [866, 216], "decoder": [3.5, np.nan]}, ["W32A32", "W8A8"])
 LABELS = ("MaxMin", "LBQ", "LBQ + LET", "PassionSR, strict stages", "PassionSR")
-ABLATION = pd.DataFrame(
-    [(m, r, s, 20 + 3 * i - 4 * j + s / 2) for i, m in enumerate(LABELS) for j, r in enumerate(("W8A8", "W6A6", "W4A4"))
-     for s in range(3)], columns=["method", "recipe", "seed", "psnr_fp"],
-)  # fmt: skip
-INTERVALS = pd.DataFrame(
-    [(method, bits, metric, 25 + i, 24 + i, 27 + i) for i, method in enumerate(LABELS) for bits in ("W8A8", "W6A6")
-     for metric in ("psnr_y", "ssim_y")], columns=["method", "bits", "metric", "mean", "low", "high"],
-)  # fmt: skip
-TIMES = pd.concat(
-    pd.DataFrame({"method": m, "seed": s, "seconds": np.arange(9) + s / 3, "psnr_fp": 20 + k * np.arange(9) + s})
-    for k, m in enumerate(("LBQ + LET", "PassionSR"))
-    for s in range(3)
-)
-BITS = pd.DataFrame([(b, m, 6 * b) for m in ("MaxMin", "LBQ, integer zero point", "LBQ, real") for b in range(2, 9)])
-BITS.columns = ["bits", "method", "db"]
+RUNS = [(m, f"W{b}A{b}", s, 20 + 3 * i + b + s / 2) for i, m in enumerate(LABELS) for b in (8, 6, 4) for s in range(3)]
+ABLATION = pd.DataFrame(RUNS, columns=["method", "recipe", "seed", "psnr_fp"])
+MEANS = [(m, b, k, 25 + i) for i, m in enumerate(LABELS) for b in ("W8A8", "W6A6") for k in ("psnr_y", "ssim_y")]
+INTERVALS = pd.DataFrame(MEANS, columns=["method", "bits", "metric", "mean"])
+INTERVALS = INTERVALS.assign(low=INTERVALS["mean"] - 1, high=INTERVALS["mean"] + 2)
+TIMES = [(m, s, t + s / 3, 20 + k * t + s) for k, m in enumerate(LABELS[2::2]) for s in range(3) for t in range(9)]
+TIMES = pd.DataFrame(TIMES, columns=["method", "seed", "seconds", "psnr_fp"])
+BITS = [(b, m, 6 * b) for m in ("MaxMin", "LBQ, integer zero point", "LBQ, real") for b in range(2, 9)]
+BITS = pd.DataFrame(BITS, columns=["bits", "method", "db"])
 SWEEP = pd.DataFrame({"upper": [1.0, 5], "clipping_db": [-9.0, -40], "rounding_db": [-20.0, -15], "total_db": -12.0})
 ALPHA = pd.DataFrame({"alpha": [0, 1], "activation_db": [20.0, 25], "weight_db": [30.0, 20], "both_db": [19.0, 18]})
+STATE = (EDGES, COUNTS, (-1, 2))
+LONG = "A long heading that takes more than one line: " + LAYERS[3][1]
 
 
-def records(run="PassionSR", modules=("encoder", "unet", "decoder"), steps=40, kept=1.0):
+def records(run="PassionSR", modules=MODULES, steps=40, kept=1.0):
     rows = []
-    for module in modules:
-        for stage in ("transform", "bounds"):
-            rows.append(("start", module, stage, 0, 0.02, 1.0))
-            rows += [("step", module, stage, i + 1, 0.02 * 0.97**i * (1 + i % 3), 1.0) for i in range(steps)]
-            rows.append(("end", module, stage, steps, 0.006, kept))
+    for module, stage in ((m, s) for m in modules for s in ("transform", "bounds")):
+        rows.append(("start", module, stage, 0, 0.02, 1.0))
+        rows += [("step", module, stage, i + 1, 0.02 * 0.97**i * (1 + i % 3), 1.0) for i in range(steps)]
+        rows.append(("end", module, stage, steps, 0.006, kept))
     frame = pd.DataFrame(rows, columns=["event", "module", "stage", "step", "loss", "kept"])
     return frame.assign(of=steps, run=run)
 
 
-STATE = (EDGES, COUNTS, (-1, 2))
-SURFACE = ([-2, -1], [1, 2, 3], np.arange(6.0).reshape(2, 3), {"MaxMin": (-2, 3), "LBQ": (-1.3, 2.1)})
-LONG = "A long heading that takes more than one line: " + LAYERS[3][1]
 FIGURES = {
     "ablation": (plots.ablation, ABLATION),
     "ablation, one seed": (plots.ablation, ABLATION[ABLATION.seed == 0]),
@@ -97,14 +83,13 @@ FIGURES = {
     "histograms": (plots.histograms, {"before": (EDGES, COUNTS, None), "after": (EDGES / 2, COUNTS, (-1, 1))}, 6),
     "intervals": (plots.intervals, INTERVALS),
     "layer": (plots.layer_panels, {"before LET": (*STATE, ONE), "after LET": (EDGES / 3, COUNTS, (-1, 1), ONE)}, 4),
-    "layer ranges": (plots.layer_ranges, CHANNELS.drop_duplicates("layer")),
+    "layer ranges": (plots.layer_ranges, RANGES),
     "loss": (plots.loss_curves, pd.concat([records(), records("LBQ + LET", ("all",), kept=0.0)])),
     "loss of one module": (plots.loss_curves, records(modules=("unet",)).drop(columns="run")),
     "loss over all pairs": (plots.loss_curves, records(kept=0.5), LONG, 1),
     "maps": (plots.maps, {"naive: shift, then pad": np.eye(9), "exact": np.zeros((9, 9))}, "error", LONG, 1e-9, 3.25),
     "propagation": (plots.propagation, NOISE),
-    "quality": (plots.quality_over_time, TIMES),
-    "quality at equal steps": (plots.quality_over_time, TIMES.assign(updates=TIMES.seconds // 1)),
+    "quality": (plots.quality_over_time, TIMES.assign(updates=TIMES.seconds // 1)),
     "quantizer": (plots.quantizer_curve, 3, -0.4, 1.1),
     "scale": (plots.scale_panels, ONE, ONE, ALPHA, 0.5, "LET with alpha = 0.5"),
     "scales": (plots.scales, CHANNELS),
@@ -112,28 +97,27 @@ FIGURES = {
     "sensitivity, low": (plots.sensitivity, NOISE, "local_db", "low", 5),
     "shares": (plots.shares, SHARES, "parameters (M)"),
     "split": (plots.split, HR, HR / 2, 0.4, ("HR", "MaxMin W4A4")),
-    "surface": (plots.error_surface, *SURFACE),
-}  # fmt: skip
+    "surface": (plots.error_surface, [-2, -1], [1, 2, 3], np.arange(6.0).reshape(2, 3), {"MaxMin": (-2, 3)}),
+}
 
 
-def made(name):
+def made(name, **options):
     draw, *arguments = FIGURES[name]
-    return draw(*arguments, caption=CAPTION)
+    return draw(*arguments, **options)
+
+
+# -- every figure -----------------------------------------------------------------------------------------------------
 
 
 def texts(fig):
     """All that is written; labels of ticks outside an axis' limits exist but are not drawn."""
-    axes = [
-        axis for ax in fig.axes if ax.axison for axis in (ax.xaxis, ax.yaxis, *(child.xaxis for child in ax.child_axes))
-    ]
+    axes = [axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis, *(child.xaxis for child in ax.child_axes))]
     labels = {t for axis in axes for t in (*axis.get_ticklabels(), *axis.get_ticklabels(minor=True))}
-    shown = {t for axis in axes for tick in axis._update_ticks() for t in (tick.label1, tick.label2)}
-    off = {t for ax in fig.axes if not ax.axison for axis in (ax.xaxis, ax.yaxis) for t in axis.findobj(Text)}
+    shown = {
+        t for axis in axes if axis.axes.axison for tick in axis._update_ticks() for t in (tick.label1, tick.label2)
+    }
     found = [t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip()]
-    return [t for t in found if t not in off and (t not in labels or t in shown)]
-
-
-# -- every figure -------------------------------------------------------------------------------------------------
+    return [t for t in found if t not in labels or t in shown]
 
 
 def check_texts(fig):
@@ -151,12 +135,12 @@ def check_texts(fig):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_texts_are_apart_and_a_second_run_writes_the_same_bytes(name, tmp_path):
-    first, second = made(name), made(name)
+    first, second = made(name, caption=CAPTION), made(name, caption=CAPTION)
     with paper():
         check_texts(first)
     shown = second._repr_png_()  # having been shown makes no difference
     pdf, again = (plots.save(fig, "figure", tmp_path, ("pdf",))[0].read_bytes() for fig in (first, second))
-    assert pdf == again and shown == first._repr_png_() and shown.startswith(b"\x89PNG") and plt.get_fignums() == []
+    assert pdf == again and shown == first._repr_png_() and not pyplot.get_fignums()
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+)", pdf)
     assert [float(v) / 72 for v in box.groups()] == pytest.approx(list(first.get_size_inches()), abs=1e-3)
     assert first.get_figwidth() in (plots.COLUMN, plots.PAGE) == (3.25, 6.875)
@@ -165,12 +149,11 @@ def test_texts_are_apart_and_a_second_run_writes_the_same_bytes(name, tmp_path):
 
 def test_a_caption_moves_nothing_on_paper():
     for name in ("ablation", "surface", "comparison"):
-        (draw, *arguments), with_it = FIGURES[name], made(name)
-        plain, extra = draw(*arguments), with_it.get_figheight() - draw(*arguments).get_figheight()
-        assert 0.1 < extra < 0.4
-        for a, b in zip(plain.axes, with_it.axes, strict=True):
+        plain, captioned = made(name), made(name, caption="Of the tiny model")
+        extra = captioned.get_figheight() - plain.get_figheight()
+        for a, b in zip(plain.axes, captioned.axes, strict=True):
             places = [ax.get_position().extents * np.tile(ax.figure.get_size_inches(), 2) for ax in (a, b)]
-            assert places[1] - places[0] == pytest.approx([0, extra, 0, extra], abs=1e-6)
+            assert places[1] - places[0] == pytest.approx([0, extra, 0, extra], abs=1e-6) and extra > 0.1
 
 
 SCRIPT = """
@@ -194,22 +177,20 @@ def test_another_process_with_other_settings_writes_the_same_bytes(tmp_path):
         subprocess.run([sys.executable, "-c", SCRIPT, tmp_path / seed, seed], check=True, env=environment)
     for suffix in METADATA:
         first, second = ((tmp_path / seed / f"figure.{suffix}").read_bytes() for seed in "12")
-        assert first == second
-        assert not re.search(rb"CreationDate|ModDate|dc:date", first)
+        assert first == second and not re.search(rb"CreationDate|ModDate|dc:date", first)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     fig, path = made("histogram"), tmp_path / "figure.png"
     path.write_bytes(b"old")
     fig.add_axes((0, 0, 1, 1)).set_xlabel("$\\broken$")
-    with pytest.raises(ValueError):
-        plots.save(fig, "figure", tmp_path, ("png",))
-    with pytest.raises(ValueError, match="not 'jpg'"):
-        plots.save(fig, "figure", tmp_path, ("png", "jpg"))
+    for formats, message in ((("png",), "broken"), (("png", "jpg"), "not 'jpg'")):
+        with pytest.raises(ValueError, match=message):
+            plots.save(fig, "figure", tmp_path, formats)
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"] and path.read_bytes() == b"old"
 
 
-# -- colours ------------------------------------------------------------------------------------------------------
+# -- colours ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_method_has_its_colour_whatever_else_is_drawn():
@@ -220,28 +201,23 @@ def test_a_method_has_its_colour_whatever_else_is_drawn():
         assert {t.get_text().replace("\n", " "): t.get_color() for t in named} == {
             m: plots.method_colour(m) for m in labels
         }
-    strangers = [str(i) for i in range(9)]
-    looks = [(look["color"], look["marker"]) for look in map(method_look, strangers)]
-    assert len(set(looks)) == 9 and not {color for color, _ in looks} & {*PALETTE[: len(lab.METHODS)]}
+    strangers = {(look["color"], look["marker"]) for look in map(method_look, "abcdefghi")}
+    assert len(strangers) == 9 and not {color for color, _ in strangers} & {*PALETTE[: len(lab.METHODS)]}
+    with style.context("passionsr_lab.plots.paper"):
+        assert rcParams["axes.prop_cycle"].by_key()["color"] == [*PALETTE]
 
 
 def test_a_module_has_its_colour_in_every_figure():
-    colours = [plots.module_colour(module) for module in ("encoder", "unet", "decoder")]
+    colours = [plots.module_colour(module) for module in MODULES]
     assert len({*colours, *PALETTE}) == 3 + len(PALETTE)
-    hexes = lambda artists: [matplotlib.colors.to_hex(a.get_facecolor()).upper() for a in artists]
-    assert hexes(plots.shares(SHARES).axes[0].patches[::2]) == colours
-    bands = plots.scales(CHANNELS).axes[0].child_axes[0].get_xticklabels()
-    assert [(t.get_text(), t.get_color()) for t in bands] == [*zip(("encoder", "unet", "decoder"), colours)]
-    lines = plots.layer_ranges(CHANNELS.drop_duplicates("layer")).axes[0].collections[0].get_colors()
-    assert [*dict.fromkeys(matplotlib.colors.to_hex(c).upper() for c in lines)] == colours
+    assert [to_hex(bar.get_facecolor()) for bar in made("shares").axes[0].patches[::2]] == colours
+    names = made("scales").axes[0].child_axes[0].get_xticklabels()
+    assert [(t.get_text(), t.get_color()) for t in names] == [*zip(MODULES, colours)]
+    lines = made("layer ranges").axes[0].collections[0].get_colors()
+    assert [*dict.fromkeys(map(to_hex, lines))] == colours
 
 
-def test_the_style_sheet_has_the_palette():
-    with matplotlib.style.context("passionsr_lab.plots.paper"):
-        assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == [*PALETTE]
-
-
-# -- pictures -----------------------------------------------------------------------------------------------------
+# -- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_box_drawn_is_the_crop_shown():
@@ -259,14 +235,14 @@ def test_pictures_of_all_kinds_are_the_same_picture_and_psnr_stands_under_them()
     kinds = {"HR": pixels, "PIL": Image.fromarray(pixels), "tensor": tensor, "batch": tensor[None].float()}
     crops = [ax.images[0].get_array() for ax in plots.comparison(kinds, BOX).axes[1:]]
     assert all(np.allclose(crop, crops[0], atol=1e-7) for crop in crops)
-    captions = [ax.get_xlabel().split("\n")[-1] for ax in plots.comparison(PICTURES, BOX).axes[1:]]
     expected = -10 * np.log10(np.mean((HR * 0.2) ** 2))
-    assert captions == ["PSNR to this", "", f"{expected:.2f} dB", f"{expected + 20 * np.log10(20):.2f} dB"]
-    given = plots.comparison(PICTURES, BOX, scores={"LR": "input", "MaxMin": 24.5}).axes
-    assert [ax.get_xlabel().split("\n")[-1] for ax in given[1:]] == ["", "input", "24.50 dB", ""]
+    measured = ["PSNR to this", "", f"{expected:.2f} dB", f"{expected + 20 * np.log10(20):.2f} dB"]
+    for scores, under in ((None, measured), ({"LR": "input", "MaxMin": 24.5}, ["", "input", "24.50 dB", ""])):
+        axes = plots.comparison(PICTURES, BOX, scores=scores).axes
+        assert [ax.get_xlabel().split("\n")[-1] for ax in axes[1:]] == under
 
 
-# -- the quantizer ------------------------------------------------------------------------------------------------
+# -- the quantizer ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "zero_point"), [(2, "integer"), (4, "real"), (8, "integer")])
@@ -287,32 +263,28 @@ def test_error_grid_finds_the_boundaries_of_uniform_values():
     x, edges = torch.linspace(-1, 1, 2001), np.linspace(0.5, 1.5, 11)
     quality = plots.error_grid(x, -edges, edges, 8, "real")
     assert np.unravel_index(quality.argmax(), quality.shape) == (5, 5)
-    done = fake_quantize(x.double(), torch.tensor(-0.5).double(), torch.tensor(0.6).double(), 8, "real")
-    assert quality[0, 1] == pytest.approx(10 * np.log10((x.square().mean() / (done - x).square().mean()).item()))
+    assert plots.error_grid(torch.linspace(0, 1, 256), [0.0], [0.5, 1.0], 4).round(1).tolist() == [[9.0, 29.6]]
     assert np.isnan(plots.error_grid(x, [1.0], [0.5], 4)).all()
     marked = plots.error_surface(-edges[::-1], edges, quality[::-1]).axes[0].lines[0]
     assert marked.get_xydata()[0] == pytest.approx([-1, 1])
 
 
 def test_histogram_shows_the_grid_and_what_is_clipped():
-    ax = plots.histogram(EDGES, COUNTS, (-1, 2), 3).axes[0]
-    levels = np.array([segment[0, 0] for segment in ax.collections[0].get_segments()])
+    levels = [segment[0, 0] for segment in plots.histogram(*STATE, 3).axes[0].collections[0].get_segments()]
     done = fake_quantize(torch.linspace(-3, 5, 999), torch.tensor(-1.0), torch.tensor(2.0), 3).unique()
-    assert levels == pytest.approx(done.numpy(), abs=1e-6)
-    middle = (EDGES[1:] + EDGES[:-1]) / 2
-    share = 100 * COUNTS[(middle < -1) | (middle > 2)].sum() / COUNTS.sum()
-    for counts, bounds, text in ((COUNTS, (-1, 2), f"{share:.2f} %"), (COUNTS, (-3, 5), "0 %")):
-        assert plots.histogram(EDGES, counts, bounds).axes[0].get_title("left") == f"{text} clipped"
-    few = plots.histogram([0, 1, 2], [1e6, 1], (0, 1)).axes[0]
-    assert few.get_title("left") == "< 0.01 % clipped" and few.get_xlim()[1] > 2
+    assert levels == pytest.approx(done.tolist(), abs=1e-6)
+    share = 100 * COUNTS[(EDGES[1:] <= -1) | (EDGES[:-1] >= 2)].sum() / COUNTS.sum()
+    few = ([0, 1, 2], [1e6, 1], (0, 1))
+    for state, text in ((STATE, f"{share:.2f} %"), ((EDGES, COUNTS, (-3, 5)), "0 %"), (few, "< 0.01 %")):
+        assert plots.histogram(*state).axes[0].get_title("left") == f"{text} clipped"
 
 
-# -- frames -------------------------------------------------------------------------------------------------------
+# -- frames -----------------------------------------------------------------------------------------------------------
 
 
 def test_loss_panels_hold_every_step_and_both_levels():
     fig = plots.loss_curves(records(), smooth=1)
-    assert [ax.get_title("left") for ax in fig.axes] == ["encoder", "unet", "decoder"]
+    assert [ax.get_title("left") for ax in fig.axes] == [*MODULES]
     lines = [line for line in fig.axes[1].lines if len(line.get_xdata()) > 1]
     levels = [line.get_xydata()[0].tolist() for line in fig.axes[1].lines if len(line.get_xdata()) == 1]
     assert [list(line.get_xdata()) for line in lines] == [[*range(1, 41)], [*range(41, 81)]]
@@ -326,20 +298,14 @@ def test_loss_panels_hold_every_step_and_both_levels():
         assert crossed == said == (kept < 1)
 
 
-@pytest.mark.parametrize("count", [1, 2, 20, 60])
-def test_a_run_in_progress_has_curves(count):
-    plots.loss_curves(records().head(count).drop(columns="run")).draw_without_rendering()
-    planned = records().head(count).assign(event="plan", loss=np.nan)
-    plots.loss_curves(planned).draw_without_rendering()
-
-
-def test_losses_that_hardly_differ_have_readable_ticks():
-    flat = records(modules=("unet",)).assign(loss=lambda f: 3.05e-4 * (1 + 1e-7 * f.step))
-    ax = plots.loss_curves(flat).axes[0]
-    ax.figure.draw_without_rendering()
-    low, high = ax.get_ylim()
-    labels = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
-    assert labels and len(set(labels)) == len(labels)
+def test_a_run_in_progress_has_curves_and_losses_that_hardly_differ_have_ticks():
+    for count in (1, 2, 20, 60):
+        begun = records().head(count).drop(columns="run")
+        for frame in (begun, begun.assign(event="plan", loss=np.nan)):
+            plots.loss_curves(frame).draw_without_rendering()
+    ax = plots.loss_curves(records(modules=("unet",)).assign(loss=lambda f: 3.05e-4 * (1 + 1e-7 * f.step))).axes[0]
+    ticks = [t.get_text() for t in ax.get_yticklabels() if ax.get_ylim()[0] <= t.get_position()[1] <= ax.get_ylim()[1]]
+    assert ticks and len(set(ticks)) == len(ticks)
 
 
 def test_quality_is_the_mean_of_the_seeds_compared_where_the_first_method_ended():
@@ -347,11 +313,9 @@ def test_quality_is_the_mean_of_the_seeds_compared_where_the_first_method_ended(
     x = mean.get_xdata()
     assert x[0] == pytest.approx(2 / 3) and x[-1] == 8 and mean.get_ydata() == pytest.approx(21 + x - 1 / 3)
     rows = [("DQC", u, 2 * u, 30 + u) for u in range(0, 13, 3)] + [("joint", u, 5 * u, 28 + u) for u in (0, 6, 12)]
-    steps, seconds = plots.quality_over_time(
-        pd.DataFrame(rows, columns=["method", "updates", "seconds", "psnr_fp"])
-    ).axes
-    assert steps.get_title("left") == "at equal steps, 12 updates: DQC 42.00, joint 40.00"
-    assert seconds.get_title("left") == "at equal seconds, 24 s: DQC 42.00, joint 32.80"  # 24 s is the joint's 4.8
+    axes = plots.quality_over_time(pd.DataFrame(rows, columns=["method", "updates", "seconds", "psnr_fp"])).axes
+    assert axes[0].get_title("left") == "at equal steps, 12 updates: DQC 42.00, joint 40.00"
+    assert axes[1].get_title("left") == "at equal seconds, 24 s: DQC 42.00, joint 32.80"  # 24 s is the joint's 4.8
     rows = [("joint", 0, 30), ("joint", 8, 28), ("joint", 12, 27), ("joint", 12, 31), ("DQC", 0, 30), ("DQC", 10, 31)]
     ax = plots.quality_over_time(pd.DataFrame(rows, columns=["method", "seconds", "psnr_fp"])).axes[0]
     assert ax.get_title("left") == "at equal seconds, 10 s: joint 27.50, DQC 31.00"  # one taken back at 12 s
@@ -369,98 +333,93 @@ def test_curves_show_seeds_as_mean_and_band_and_their_names_at_their_ends():
 
 
 def test_layers_stay_in_network_order():
-    frame = CHANNELS.drop_duplicates("layer")
-    segments = plots.layer_ranges(frame).axes[0].collections[0].get_segments()
-    assert np.allclose([s[:, 1] for s in segments], frame[["low", "high"]])
-    boxes = plots.scales(CHANNELS).axes[0].lines
-    medians = {round(line.get_xdata().mean()): line.get_ydata()[0] for line in boxes if line.get_color() == "white"}
-    expected = CHANNELS.groupby("layer", observed=True).scale.median()
-    assert [medians[i + 1] for i in range(len(LAYERS))] == pytest.approx([*expected])
+    segments = plots.layer_ranges(RANGES).axes[0].collections[0].get_segments()
+    assert np.allclose([s[:, 1] for s in segments], RANGES[["low", "high"]])
+    lines = [line for line in plots.scales(CHANNELS).axes[0].lines if line.get_color() == "white"]
+    medians = [line.get_ydata()[0] for line in sorted(lines, key=lambda line: line.get_xdata().mean())]
+    assert medians == pytest.approx([*CHANNELS.groupby("layer", observed=True).scale.median()])
     frame = pd.DataFrame({"layer": ["a", "attention", "b"], "low": [-1, None, -5], "high": [1, None, 2]})
     assert plots.layer_ranges(frame).axes[0].get_title("left") == "widest: b, -5 to 2"
 
 
 def test_before_and_after_let_share_their_axes_and_the_fill_is_written():
-    before, after = plots.activations(ONE, ONE.assign(low=-1.0, high=1.0)).axes
+    before, after = plots.activations(ONE, FLAT[FLAT.layer == LAYERS[3][1]]).axes
     share = (ONE.high - ONE.low).median() / (ONE.high.max() - ONE.low.min())
     assert f"fills {100 * share:.0f} %" in before.get_title("left") and "fills 100 %" in after.get_title("left")
     assert before.get_ylim() == after.get_ylim()
     panels = made("layer").axes
     assert panels[0].get_xlim() == panels[1].get_xlim() and panels[2].get_ylim() == panels[3].get_ylim()
-    constant = CHANNELS.assign(low=CHANNELS.high.where(CHANNELS.layer == LAYERS[9][1], -1.0))
-    assert plots.activations(CHANNELS, constant).axes[1].get_xlabel().endswith("(gaps: constant input)")
+    constant = FLAT.assign(low=FLAT.high.where(FLAT.layer == LAYERS[9][1], -1.0))
+    assert plots.activations(FLAT, constant).axes[1].get_xlabel().endswith("(gaps: constant input)")
 
 
 def test_the_collapse_named_is_the_librarys():
-    note = plots.propagation(NOISE).axes[0].get_title("left")
-    assert note.endswith(collapse(NOISE))
-    assert plots.propagation(NOISE, floor=-5).axes[0].get_title("left") == "accumulated stays above -5 dB"
-    plots.propagation(NOISE.assign(local_db=np.inf)).draw_without_rendering()
+    assert plots.propagation(NOISE).axes[0].get_title("left").endswith(collapse(NOISE))
+    none = plots.propagation(NOISE.assign(local_db=np.inf), floor=-5).axes[0]
+    assert none.get_title("left") == "accumulated stays above -5 dB"
 
 
 def test_the_worst_layer_is_on_top():
     for value, worst in (("gain_db", "high"), ("local_db", "low")):
         ax = plots.sensitivity(NOISE, value, worst, top=4).axes[0]
         ranked = NOISE.sort_values(value, ascending=worst == "low").head(4)
+        beside = [f"{db:.2f} {module}" for db, module in zip(ranked[value], ranked.module)]
         assert [t.get_text() for t in ax.texts[::2]] == [*ranked.layer] and ax.get_ylim()[0] > ax.get_ylim()[1]
-        assert [t.get_text().strip() for t in ax.texts[1::2]] == [
-            f"{v:.2f} {m}" for v, m in zip(ranked[value], ranked.module)
-        ]
+        assert [t.get_text().strip() for t in ax.texts[1::2]] == beside
 
 
-def bars(ax):
-    """The lengths of all error bars that are drawn."""
+def marks_and_bars(ax):
+    """The heights of all marks, and the ends of all error bars that are drawn."""
+    marks = [y for line in ax.lines if line.get_marker() != "None" for y in line.get_ydata()]
     ends = [line.get_ydata() for line in ax.lines if line.get_marker() == "None"]
-    return [tuple(y) for y in ends if np.isfinite(y).all()]
+    return marks, [tuple(y) for y in ends if np.isfinite(y).all()]
 
 
-def test_the_ablation_shows_mean_and_deviation_over_seeds_and_none_of_one():
-    ax = plots.ablation(ABLATION).axes[0]
+def test_means_have_their_intervals_and_one_seed_has_none():
+    marks, bars = marks_and_bars(made("ablation").axes[0])
     own = ABLATION.groupby(["method", "recipe"], sort=False).psnr_fp
-    means = [y for line in ax.lines if line.get_marker() != "None" for y in line.get_ydata()]
-    assert means == pytest.approx([*own.mean()])
-    assert [b - a for a, b in bars(ax)] == pytest.approx([*2 * own.std(ddof=0)])
-    one = plots.ablation(ABLATION[ABLATION.seed == 0]).axes[0]
-    assert one.get_title("left") == "one seed (n = 1)" and not bars(one) and not one.collections
-
-
-def test_intervals_are_drawn_from_low_to_high_around_the_mean():
-    fig = plots.intervals(INTERVALS)
-    assert [ax.get_ylabel() for ax in fig.axes] == ["psnr_y", "ssim_y"]
-    assert bars(fig.axes[0]) == [(24 + i, 27 + i) for i in range(5) for _ in range(2)]
-    marks = [line.get_ydata().tolist() for line in fig.axes[0].lines if line.get_marker() != "None"]
-    assert marks == [[25 + i] * 2 for i in range(5)]
-    assert not bars(plots.intervals(INTERVALS.assign(low=np.nan, high=np.nan)).axes[0])
+    assert marks == pytest.approx([*own.mean()])
+    assert [b - a for a, b in bars] == pytest.approx([*2 * own.std(ddof=0)])
+    one = made("ablation, one seed").axes[0]
+    assert one.get_title("left") == "one seed (n = 1)" and not marks_and_bars(one)[1] and not one.collections
+    panels = made("intervals").axes
+    assert [ax.get_ylabel() for ax in panels] == ["psnr_y", "ssim_y"]
+    assert marks_and_bars(panels[0]) == (
+        [25 + i // 2 for i in range(10)],
+        [(24 + i // 2, 27 + i // 2) for i in range(10)],
+    )
+    assert not marks_and_bars(plots.intervals(INTERVALS.assign(low=np.nan, high=np.nan)).axes[0])[1]
 
 
 def test_the_segments_of_a_bar_add_up_and_what_is_too_small_is_written():
-    ax = plots.shares(SHARES).axes[0]
+    ax = made("shares").axes[0]
     assert sum(patch.get_width() for patch in ax.patches) == pytest.approx(SHARES.sum().sum())
     assert [t.get_text().strip() for t in ax.texts] == ["903.5 (decoder 3.5)", "224.5 (encoder 8.5)"]
 
 
-@pytest.mark.parametrize(
-    ("draw", "message"),
-    [
-        (lambda: plots.loss_curves(NOISE), "lacks the column 'event'"),
-        (lambda: plots.loss_curves(records().head(0)), "no rows"),
-        (lambda: plots.scales(NOISE), "lacks the column 'scale'"),
-        (lambda: plots.intervals(INTERVALS.assign(mean=np.nan)), "no rows"),
-        (lambda: plots.channel_ranges(CHANNELS), "36 layers"),
-        (lambda: plots.sensitivity(NOISE, worst="big"), "'high' or 'low'"),
-        (lambda: plots.histogram([0, 1], [1, 2]), "2 counts have 3 edges"),
-        (lambda: plots.histograms({}), "no histogram"),
-        (lambda: plots.quantizer_curve(4, 1, 1), "must be below"),
-        (lambda: plots.error_surface([0], [1], np.ones((2, 2))), r"shape \(1, 1\)"),
-        (lambda: plots.maps({}, "error", "None"), "at least one"),
-        (lambda: plots.comparison(PICTURES, (80, 0, 24, 16)), "leaves the 96x64 picture"),
-        (lambda: plots.comparison(PICTURES | {"odd": HR[:50]}, BOX), "no whole fraction"),
-        (lambda: plots.comparison({"HR": HR[..., 0]}, BOX), "has the shape"),
-        (lambda: plots.comparison({}, BOX), "no picture called"),
-        (lambda: plots.comparison(dict.fromkeys(map(str, range(30)), HR), BOX, rows=1), "do not fit"),
-    ],
-)
-def test_a_wrong_input_is_named_in_one_sentence(draw, message):
+WRONG = {
+    "lacks the column 'event'": (plots.loss_curves, NOISE),
+    "no rows": (plots.loss_curves, records().head(0)),
+    "has no rows": (plots.intervals, INTERVALS.assign(mean=np.nan)),
+    "lacks the column 'scale'": (plots.scales, NOISE),
+    "36 layers": (plots.channel_ranges, CHANNELS),
+    "'high' or 'low'": (plots.sensitivity, NOISE, "gain_db", "big"),
+    "2 counts have 3 edges": (plots.histogram, [0, 1], [1, 2]),
+    "no histogram": (plots.histograms, {}),
+    "must be below": (plots.quantizer_curve, 4, 1, 1),
+    r"shape \(1, 1\)": (plots.error_surface, [0], [1], np.ones((2, 2))),
+    "at least one": (plots.maps, {}, "error", "None"),
+    "leaves the 96x64 picture": (plots.comparison, PICTURES, (80, 0, 24, 16)),
+    "no whole fraction": (plots.comparison, PICTURES | {"odd": HR[:50]}, BOX),
+    "has the shape": (plots.comparison, {"HR": HR[..., 0]}, BOX),
+    "no picture called": (plots.comparison, {}, BOX),
+    "do not fit": (plots.comparison, dict.fromkeys(map(str, range(30)), HR), BOX, None, None, "", 3.25, 1),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_a_wrong_input_is_named_in_one_sentence(message):
+    draw, *arguments = WRONG[message]
     with pytest.raises(ValueError, match=message) as error:
-        draw()
+        draw(*arguments)
     assert "\n" not in str(error.value)
