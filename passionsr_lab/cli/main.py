@@ -43,7 +43,7 @@ def _read_options(arguments: list[str] | None) -> argparse.Namespace:
         from ..official.yaml import read
 
         config = read(options.config_file, options.run.__name__)
-        known = {key: value for key, value in config.options.items() if key in vars(options)}
+        known = {k: v for k, v in config.options.items() if k in vars(options) or k == "method_options"}
         options.parser.set_defaults(**known)
         options = top.parse_args(arguments)
         options.config, missed = config, [key for key in config.options if key not in known]
@@ -296,7 +296,8 @@ def calibrate(options) -> tuple[int, dict]:
     quantized = quantize(load(options.model), options.recipe)
     recipe = quantized.recipe.name
     pairs = chosen_pairs(options.images, options.pairs, options.size, options.seed)
-    work = Calibration(quantized, pairs, find(options.method), options.epochs, options.batch, options.seed)
+    method = find(options.method).with_options(**getattr(options, "method_options", None) or {})
+    work = Calibration(quantized, pairs, method, options.epochs, options.batch, options.seed)
     checkpoint, peak = options.out / "unfinished.pt", 0
     with _stopping() as stopped:
         for record in _progress(work.run(keep=checkpoint), work.total, f"{options.method} {recipe}"):

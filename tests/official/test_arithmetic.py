@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from released import small_sd21
 
 from passionsr_lab.analysis.observe import observing
-from passionsr_lab.calibration.loop import calibrate
 from passionsr_lab.fullsize.names import diffusers_name
+from passionsr_lab.methods import calibrate
 from passionsr_lab.official import released as official
 from passionsr_lab.official.layers import fake_quantize
-from passionsr_lab.quantization.surgery import mode, quantized_layers, unquantize
+from passionsr_lab.quantization.layer import mode
+from passionsr_lab.quantization.place import quantized_layers, unquantize
 from passionsr_lab.widgets.explore import boundaries, layer_figure
 
 
@@ -176,8 +177,8 @@ def test_without_shift_and_bias_a_convolution_is_the_same_in_both(small, files, 
 def test_the_corrections_are_listed_where_they_apply_and_the_released_arithmetic_is_not_trained(released, pairs):
     assert released["paper"].history["corrections"] == official.CORRECTIONS and len(official.CORRECTIONS) >= 6
     assert "corrections" not in released["official"].history
-    assert [q.recipe.numerics for q in released.values()] == ["official", "paper"]
-    with pytest.raises(ValueError, match='calibrate one with numerics="paper"'):
+    assert [q.method.name for q in released.values()] == ["released", "released-corrected"]
+    with pytest.raises(ValueError, match="runs a released file; unquantize"):
         calibrate(released["official"], pairs)
 
 

@@ -11,9 +11,9 @@ from test_yaml import INFERENCE, UV, B, Q, write  # noqa: F401
 
 from passionsr_lab.imaging.pictures import read_image
 from passionsr_lab.imaging.tiling import Tiling
-from passionsr_lab.official import convert
 from passionsr_lab.official import released as official
-from passionsr_lab.quantization.surgery import DESCRIPTION, TENSORS, load
+from passionsr_lab.store import convert
+from passionsr_lab.store.folder import DESCRIPTION, TENSORS, load
 
 
 def pictures(folder, count=2, size=16):
@@ -45,7 +45,7 @@ def test_calibrate_takes_a_file_and_our_options_override_it(cli, write, tmp_path
     assert all(line.startswith(f"warning: {file}: ") for line in err.splitlines()) and "basic_config.ckpt" in err
     saved = load(tmp_path / "theirs", load(small))
     assert saved.history["epochs"] == 1 and saved.history["batch"] == 1, "given, and from the file"
-    assert saved.recipe.split == ("unet.*",) and saved.recipe.alpha == 0.3
+    assert saved.recipe.split == ("unet.*",) and saved.method.slots.alpha == 0.3
     code, out, _ = cli(*common, "--recipe", "W4A4", "--out", tmp_path / "ours")
     assert code == 0 and json.loads(out)["recipe"] == "W4A4" and (tmp_path / "ours" / TENSORS).is_file()
 

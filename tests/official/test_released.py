@@ -10,14 +10,16 @@ import torch
 from released import release, small_sd21
 
 from passionsr_lab import plots
-from passionsr_lab.calibration.loop import calibrate
+from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.fullsize.names import diffusers_name
 from passionsr_lab.fullsize.sd21 import VAE, sd21
 from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.methods import calibrate
 from passionsr_lab.official import released as official
+from passionsr_lab.quantization.place import quantize, quantized_layers
 from passionsr_lab.quantization.recipe import W6A6, W8A8
-from passionsr_lab.quantization.surgery import layer_table, load, quantize, quantized_layers, save
+from passionsr_lab.store.folder import load, save
 from passionsr_lab.widgets.explore import boundaries
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "passionsr_official" / "vae_ckpt_merge_saw_sep_W8A8.pth"

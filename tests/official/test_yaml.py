@@ -10,7 +10,7 @@ import yaml
 
 from passionsr_lab.official import strict_yaml
 from passionsr_lab.official.yaml import read
-from passionsr_lab.quantization.recipe import KEEP
+from passionsr_lab.quantization.recipe import AT_LEAST
 
 BLOCK = {
     "quantype": "PTQ", "method": "saw_sep", "only_weight": False, "weight_quant_bits": 6, "weight_sym": False,
@@ -81,9 +81,14 @@ def test_a_uv_file_becomes_our_recipe_and_options(write):
     o, recipe, unused = config.options, config.options["recipe"], config.unused
     assert (o["images"], o["out"], o["epochs"], o["batch"], o["seed"], o["size"]) == (
         "data/cali_dataset", Path("results/W6A6"), 2, 1, 42, 512)  # fmt: skip
-    assert (recipe.name, recipe.bits("unet.conv_in"), recipe.alpha, recipe.beta) == ("W6A6", (6, 6), 0.3, 0.3)
-    assert recipe.splits("unet.conv_in") and not recipe.splits("vae.encoder.conv_in") and recipe.zero_point == "integer"
-    assert recipe.modules == ("encoder", "unet", "decoder") and recipe.keep == KEEP
+    assert (recipe.name, recipe.bits("unet.conv_in")) == ("W6A6", (6, 6))
+    assert config.options["method_options"] == {"alpha": 0.3, "beta": 0.3, "centre": False}
+    assert (
+        recipe.layer("unet.conv_in").split
+        and not recipe.layer("vae.encoder.conv_in").split
+        and recipe.zero_point == "integer"
+    )
+    assert recipe.modules == ("encoder", "unet", "decoder") and recipe.at_least == AT_LEAST
     assert {"device", "act", f"{B}ckpt", f"{B}align_method", f"{Q}Unet_train.scheduler", f"{Q}Vae.only_weight"} <= {
         *unused}  # fmt: skip
     assert not {"cali_img_path", f"{B}seed", f"{Q}Unet.split", f"{Q}output_modelpath"} & {*unused}
@@ -138,7 +143,6 @@ WRONG = [  # file, key, value, what is said
     (UV, f"{Q}Unet_train.cali_epochs", True, "cali_epochs is True; here it must be a valid integer"),
     (UV, f"{Q}encoder_train.cali_epochs", 0, "encoder_train.cali_epochs is 0"),
     (UV, f"{Q}Unet.s_alpha", 0.5, "Unet.s_alpha and .*Vae.s_alpha differ"),
-    (UV, f"{Q}Vae.weight_quant_bits", 8, "Vae.weight_quant_bits and .act_quant_bits differ"),
     (UV, f"{Q}quantize", False, "quantize_config.quantize is False; here it must be True"),
     (U, f"{Q}only_Unet", False, "quantize_config.Vae is missing"),
     (U, f"{Q}only_Unet", "yes", "only_Unet is 'yes'; here it must be a valid boolean"),
