@@ -22,7 +22,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..quantization.surgery import DESCRIPTION, fingerprint, load, quantize, save
 from ..util.files import replacing, write_json
 from . import scores as quality
-from .paper import table2 as cited
+from .cited import table2 as cited
 from .protocols import PROTOCOLS, chosen
 from .sweep import versions
 from .tables import to_csv, to_latex
