@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from ..analysis.cost import count
+from ..analysis.paper import CALIBRATION
 from ..calibration.loop import Calibration
-from ..evaluation.paper import CALIBRATION
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair
 from ..imaging.pictures import UPSCALE
