@@ -8,7 +8,7 @@ import click
 
 from ..methods import DEFAULT, METHODS, find
 from ..util.names import MODULES
-from .common import Told, command, note, progress
+from .common import Told, command, progress
 from .options import CONFIG_FILE, COUNT, DEVICE, FOLDER, IMAGES, MODEL, NAMES, NATURAL, RATES, RECIPE, SIZE
 from .terminal import stopping
 
@@ -50,8 +50,6 @@ def calibrate(model, recipe, method, method_options, modules, images, out, pairs
     _run(work, out / "unfinished.pt", f"{method} {recipe.name}")
     save(quantized, out)
     (out / "unfinished.pt").unlink(missing_ok=True)
-    for sentence in work.summary():
-        note(sentence)
     stages = [{"module": r["module"], "stage": r["stage"], "first": r["first"], "last": r["loss"]} for r in work.ends]
     return Told({
         "model": quantized.name, "label": quantized.label, "recipe": recipe.name, "method": method,

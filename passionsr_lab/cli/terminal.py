@@ -35,7 +35,7 @@ def _settle(stream) -> None:
 
 @contextmanager
 def _handling(number: int, handler: Callable) -> Iterator[None]:
-    """Within the block the handler gets the signal; only the main thread can ask for that, in others nothing changes."""
+    """Within the block the handler gets the signal; only the main thread can ask for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

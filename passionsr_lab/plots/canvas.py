@@ -40,7 +40,8 @@ class PaperFigure(Figure):
         engine = self.get_layout_engine()
         if engine is not None:
             engine.execute(self)
-            if any([_wrap_labels(ax) for ax in self.axes]):
+            wrapped = [_wrap_labels(ax) for ax in self.axes]
+            if any(wrapped):
                 engine.execute(self)
             self.set_layout_engine("none")
         for ax in self.axes:
