@@ -45,7 +45,7 @@ browser: $(READY)
 wheel:
 	set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
 	cp -r passionsr_lab pyproject.toml README.md LICENSE $$there; cd $$there; $(PYTHON) -m venv env; \
-	pip="env/bin/python -m pip --disable-pip-version-check -q"; \
+	pip="env/bin/python -m pip --disable-pip-version-check -q"; export PIP_NO_COMPILE=1; \
 	$$pip wheel --no-deps --wheel-dir wheel .; rm -r passionsr_lab; ls -l wheel; \
 	$$pip install torch==2.13.0; $$pip install -c $(CURDIR)/requirements.lock wheel/*.whl; \
 	env/bin/python -c 'from PIL import Image; import passionsr_lab as lab; \
