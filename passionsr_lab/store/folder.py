@@ -57,17 +57,18 @@ def save(q: QuantizedSR, folder: str | Path) -> Path:
     description = {
         "format": FORMAT, "label": q.label, "model": q.name, "fingerprint": fingerprint(unquantize(q)),
         "sources": q.sources, "recipe": q.recipe.to_dict(), "method": q.method.describe(), "calibration": q.history,
-        "tensors": digest(tensors),
         "versions": {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }  # fmt: skip
+    description["digest"] = digest(tensors, description)
     write_tensors(folder / TENSORS, tensors)
     write_json(folder / DESCRIPTION, description)
     return folder
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """A hash of names, shapes and values."""
-    found = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], description: dict) -> str:
+    """A hash of names, shapes and values, and of what they mean."""
+    meaning = {key: description[key] for key in ("format", "fingerprint", "recipe", "method")}
+    found = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
     return found.hexdigest()
@@ -122,7 +123,7 @@ def _read(folder: Path) -> tuple[dict, Recipe, Method, dict[str, Tensor]]:
         method = _method(description["method"])
         with safe_open(folder / TENSORS, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.offset_keys()}
-        if digest(tensors) != description["tensors"]:
+        if digest(tensors, description) != description["digest"]:
             raise ValueError(f"{TENSORS} is damaged, or belongs to another description; copy both files again.")
         return description, recipe, method, tensors
     except Exception as error:
