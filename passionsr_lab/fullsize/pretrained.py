@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..pipeline.folder import owned, part
 from ..pipeline.onestep import OneStepSR
+from ..pipeline.reading import network, owned
 from ..util import checkpoint
 from ..util.compat import torchvision_importable
 from . import names as ldm
@@ -44,7 +44,7 @@ def _folder(folder: Path) -> tuple[nn.Module, nn.Module]:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     try:
-        unet, vae = part(UNet2DConditionModel, folder / "unet"), part(AutoencoderKL, folder / "vae")
+        unet, vae = network(UNet2DConditionModel, folder / "unet"), network(AutoencoderKL, folder / "vae")
     except Exception as error:  # every library on this path raises its own kind, some in many lines
         raise ValueError(f"{folder} is not SD2.1-base: {str(error).splitlines()[0]}") from None
     scheduler = folder / "scheduler" / "scheduler_config.json"
