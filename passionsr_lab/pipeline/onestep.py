@@ -48,6 +48,7 @@ class OneStepSR(nn.Module):
         super().__init__()
         self.unet, self.vae, self.scheduler, self.prompt = unet, vae, scheduler, prompt
         self.timestep, self.upscale, self.name = timestep, upscale, name
+        self.tile = 64
         self.sources: dict[str, str] = {}  # SHA-256 of the files it was made of, where they are not its own
         self.register_buffer("prompt_embedding", prompt_embedding.float())
         self.eval().requires_grad_(False)
@@ -151,7 +152,7 @@ class OneStepSR(nn.Module):
     @property
     def tiling(self) -> Tiling:
         """The tiles that "auto" takes."""
-        return Tiling()
+        return Tiling(self.tile)
 
     def fits_whole(self, height: int, width: int) -> bool:
         """Whether an LR picture of this size needs no tiles: it is within one, or takes less than `WHOLE` bytes.
