@@ -133,15 +133,13 @@ class Calibration:
         self.data.targets()
         if self.method.observe == "float" or not self.stages:
             self.observe()
-        if not self.stages:
+        if not self.stages and not self.ends:
             found = task(Stage("all", ("ranges",)), None, self.data)
             self.first = found.mean_loss()
             self.ends = [self._record(found.stage, None, "end", self.first, 0)]
             yield self.ends[0]
         while self.stage < len(self.stages):
             yield from self._run_stage(*self.stages[self.stage])
-            self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
-        self.observe()
 
     def _run_stage(self, stage: Stage, block: str | None) -> Iterator[dict]:
         self.observe(until=stage.segment)
@@ -151,6 +149,7 @@ class Calibration:
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first, self.before = work.mean_loss(), state(self.q)
+            self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
         while self.step < len(steps):
             loss, rate = self._descend(work, steps[self.step], optimizer, self.step / len(steps))
@@ -159,9 +158,11 @@ class Calibration:
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
         self.data.changed(stage.segment)
         last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(), 1.0)
-        end = self._record(stage, block, "end", last, len(steps), step_length=length)
-        self.ends = [*self.ends[: self.stage], end]
-        yield end
+        self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
+        self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
+        if self.stage == len(self.stages):
+            self.observe()
+        yield self.ends[-1]
 
     def _backtrack(self, work: Task) -> tuple[float, float]:
         """Goes back along the stage's way until the loss is below the stage's first: that loss, the step length.
