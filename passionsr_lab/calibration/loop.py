@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -88,8 +89,9 @@ class Calibration:
     @property
     def total(self) -> int:
         """How many records a whole run yields."""
-        steps = [s.passes(self.epochs) * math.ceil(len(self.images) / self.batch) for s, _ in self.stages]
-        return sum(steps) + 2 * len(steps) or 1
+        sizes = Counter(tuple(-(-n * self.q.upscale // self.q.multiple) for n in x.shape[-2:]) for x in self.images)
+        steps = sum(math.ceil(count / self.batch) for count in sizes.values())
+        return sum(stage.passes(self.epochs) * steps + 2 for stage, _ in self.stages) or 1
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
