@@ -144,7 +144,8 @@ class Calibration:
             yield from self._run_stage(*self.stages[self.stage])
 
     def _run_stage(self, stage: Stage, block: str | None) -> Iterator[dict]:
-        self.observe(until=stage.segment)
+        reaches = stage.downstream == "quantized" and any(loss.at == "image" for loss in stage.losses)
+        self.observe(until="all" if reaches else stage.segment)
         work = task(stage, block, self.data)
         optimizer, steps = self._optimizer(work), self._steps(work)
         if self.optimizer_state is not None:
@@ -155,11 +156,12 @@ class Calibration:
             yield self._record(stage, block, "start", self.first, len(steps))
         while self.step < len(steps):
             loss, rate = self._descend(work, steps[self.step], optimizer, self.step / len(steps))
+            self.data.changed(stage.segment)
             self.step += 1
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
-        self.data.changed(stage.segment)
         last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(), 1.0)
+        self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
         self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
         if self.stage == len(self.stages):
