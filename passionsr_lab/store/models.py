@@ -66,7 +66,7 @@ def calibrated(
     recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
     method = find(method)
     pairs = bundled("calibration", 16, 64, seed) if pairs is None else pairs
-    content = calibration_key(fingerprint(pipe), recipe, method, pairs, epochs, batch, seed, rates)
+    content = calibration_key(fingerprint(pipe.prune()), recipe, method, pairs, epochs, batch, seed, rates)
     folder = Path(store or root()) / "models" / key_of(content)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
