@@ -64,6 +64,8 @@ class Calibration:
     ):
         if not isinstance(q, QuantizedSR):
             raise ValueError("Only a quantized pipeline can be calibrated; quantize this one first (lab.quantize).")
+        if not isinstance(method, Method):
+            raise ValueError(f"Calibration takes a Method, not {method!r}; lab.METHODS has them by name.")
         if not len(pairs):
             raise ValueError("Calibration needs at least one pair of images.")
         if epochs < 1 or batch < 1:
