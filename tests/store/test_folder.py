@@ -149,7 +149,7 @@ def test_the_tensors_of_another_recipe_or_calibration_are_refused(copied, pipe, 
         load(copied, pipe)
     assert one_sentence(error)
     shutil.copy(tmp_path / TENSORS, copied / TENSORS)
-    with pytest.raises(ValueError, match="belongs to another description"):
+    with pytest.raises(ValueError, match="is damaged, or one is another"):
         load(copied, pipe)
 
 
