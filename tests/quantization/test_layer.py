@@ -1,467 +1,297 @@
-"""LET and the quantized layers: nothing changes in floating point, gradients, splits."""
+"""The quantized layer: LET changes nothing in float, gradients, halves, slots, and the integers behind it all."""
 
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from filled import LAYERS, WHOLE, disturb, filled, relative
+from made import refused
 from torch import nn
 
-from passionsr_lab.quantization.attention import QuantAttention
 from passionsr_lab.quantization.filling import LET, Slots
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
 from passionsr_lab.quantization.recipe import LayerRecipe
+from passionsr_lab.quantization.slots import Slot, trainable
 from passionsr_lab.quantization.transform import EquivalentTransform
-from passionsr_lab.util.compat import torchvision_importable
 
-W8A8, W4A4 = LayerRecipe(8, 8), LayerRecipe(4, 4)
-SPLIT = replace(W4A4, split=True)
-# Layer and input shape: strides, paddings, dilations, groups, kernels, padding modes, odd sizes.
-LAYERS = {
-    "linear": (lambda: nn.Linear(7, 5), (2, 9, 7)),
-    "linear without bias": (lambda: nn.Linear(7, 5, bias=False), (2, 9, 7)),
-    "linear of a matrix": (lambda: nn.Linear(6, 4), (3, 6)),
-    "linear of a vector": (lambda: nn.Linear(6, 4), (6,)),
-    "linear of maps": (lambda: nn.Linear(6, 4), (2, 3, 5, 6)),
-    "1x1": (lambda: nn.Conv2d(6, 5, 1), (2, 6, 9, 7)),
-    "1x1 padded": (lambda: nn.Conv2d(6, 5, 1, padding=1), (2, 6, 9, 7)),
-    "3x3": (lambda: nn.Conv2d(6, 5, 3), (2, 6, 9, 7)),
-    "3x3 padded": (lambda: nn.Conv2d(6, 5, 3, padding=1), (2, 6, 9, 7)),
-    "3x3 without bias": (lambda: nn.Conv2d(6, 5, 3, padding=1, bias=False), (2, 6, 9, 7)),
-    "3x3 of one pixel": (lambda: nn.Conv2d(6, 5, 3, padding=1), (1, 6, 1, 1)),
-    "down-sampling": (lambda: nn.Conv2d(6, 5, 3, stride=2, padding=1), (2, 6, 9, 7)),
-    "down-sampling, padded outside": (lambda: nn.Conv2d(6, 5, 3, stride=2), (2, 6, 9, 7)),
-    "wide padding": (lambda: nn.Conv2d(6, 5, 3, padding=4), (1, 6, 5, 4)),
-    "uneven": (lambda: nn.Conv2d(6, 5, (3, 5), stride=(2, 1), padding=(0, 2)), (2, 6, 9, 7)),
-    "dilated": (lambda: nn.Conv2d(6, 5, 3, padding=2, dilation=2), (2, 6, 9, 7)),
-    "same": (lambda: nn.Conv2d(6, 5, (3, 5), padding="same"), (2, 6, 9, 7)),
-    "valid": (lambda: nn.Conv2d(6, 5, 3, padding="valid"), (2, 6, 9, 7)),
-    "groups": (lambda: nn.Conv2d(6, 4, 3, padding=1, groups=2), (2, 6, 9, 7)),
-    "depthwise": (lambda: nn.Conv2d(6, 12, 3, stride=2, padding=1, groups=6), (2, 6, 9, 7)),
-    "one channel": (lambda: nn.Conv2d(1, 3, 3, padding=1), (2, 1, 9, 7)),
-    "reflect": (lambda: nn.Conv2d(6, 5, 3, padding=1, padding_mode="reflect"), (2, 6, 9, 7)),
-    "replicate": (lambda: nn.Conv2d(6, 5, 3, padding=2, padding_mode="replicate"), (2, 6, 9, 7)),
-    "circular": (lambda: nn.Conv2d(6, 5, 3, padding=1, padding_mode="circular"), (2, 6, 9, 7)),
-}
+LINEAR_AND_CONV = ("linear", "3x3 padded")
+
+# -- LET --------------------------------------------------------------------------------------------------------------
 
 
-def filled(layer, setting, name="layer"):
-    """A quantized layer with LET's slots."""
-    own = QuantLayer(layer, name, setting)
-    LET().fill(own)
-    return own
-
-
-def disturb(transform, seed=0, spread=1.0):
-    """Any scale and, where it is learned, any shift."""
-    g = torch.Generator().manual_seed(seed)
-    transform.log_scale.data = spread * torch.randn(transform.log_scale.shape, generator=g).to(transform.log_scale)
-    transform.reach.copy_(torch.rand(transform.reach.shape, generator=g) + 0.5)
-    if transform.offset.requires_grad:
-        transform.offset.data = spread * torch.randn(transform.offset.shape, generator=g).to(transform.offset)
-
-
-def prepared(case, recipe=W8A8, seed=0, dtype=torch.float32):
-    """A quantized layer that has seen its input and has a random scale and shift, and the input."""
-    torch.manual_seed(seed)
-    make, shape = LAYERS[case]
-    layer, x = filled(make(), recipe, "layer").to(dtype), torch.randn(shape, dtype=dtype) + 0.5
-    with mode(layer, "observe"):
-        layer(x)
-    disturb(layer.transform, seed)
-    return layer, x
-
-
-def relative(ours, expected):
-    assert ours.shape == expected.shape
-    return ((ours - expected).abs().max() / expected.abs().max()).item()
-
-
-# -- LET changes nothing in floating point ----------------------------------------------------------------------------
-
-
-def test_scale_and_shift_leave_the_output_of_every_kind_of_layer_unchanged(without_rounding):
+def test_scale_and_shift_leave_every_kind_of_layer_as_it_is_and_16_bits_come_close(without_rounding):
     for seed, case in enumerate(LAYERS):
-        layer, x = prepared(case, seed=seed)
+        layer, x = filled(case, seed=seed, weight_bits=16, act_bits=16)
         assert relative(without_rounding(layer)(x), layer.layer(x)) < 1e-5, case
-
-
-def test_the_zero_padded_border_is_exact(without_rounding):
-    layer, x = prepared("3x3 padded")
-    ours, expected = without_rounding(layer)(x), layer.layer(x)
-    border = torch.ones_like(expected, dtype=torch.bool)
-    border[..., 1:-1, 1:-1] = False
-    assert relative(ours[border], expected[border]) < 1e-5
-    naive = nn.functional.conv2d(layer.transform(x, 1), layer.transformed_weight(), layer.bias(), padding=1)
-    assert relative(naive, expected) > 1e-2, "padding after the shift would be wrong, so this test can see it"
-
-
-def test_the_layer_with_all_its_quantizers_approaches_the_float_layer_at_16_bits():
-    for case in LAYERS:
-        layer, x = prepared(case, LayerRecipe(16, 16))
         assert relative(layer(x), layer.layer(x)) < 3e-3, case
         for name in ("float", "observe"):
             with mode(layer, name):
                 assert torch.equal(layer(x), layer.layer(x)), case
 
 
-def attention(kind, **options):
-    """An attention of diffusers, as UNets and VAEs build them, and its arguments (hidden states, context)."""
-    torchvision_importable()
-    from diffusers.models.attention_processor import Attention
-
-    if kind == "self":
-        return Attention(12, heads=3, dim_head=4, **options), torch.randn(2, 10, 12), None
-    if kind == "cross":
-        return Attention(12, 7, heads=2, dim_head=5, **options), torch.randn(2, 10, 12), torch.randn(2, 6, 7)
-    options = {"residual_connection": True, "norm_num_groups": 4, "bias": True, "rescale_output_factor": 1.5} | options
-    return Attention(8, heads=1, dim_head=8, **options), torch.randn(2, 8, 5, 3), None
+def test_the_zero_padded_border_is_exact(without_rounding):
+    layer, x = filled("3x3 padded")
+    ours, expected = without_rounding(layer)(x), layer.layer(x)
+    border = torch.ones_like(expected, dtype=torch.bool)
+    border[..., 1:-1, 1:-1] = False
+    assert relative(ours[border], expected[border]) < 1e-5
+    naive = F.conv2d(layer.transform(x, 1), layer.transformed_weight(), layer.bias(), padding=1)
+    assert relative(naive, expected) > 1e-2, "padding after the shift would be wrong, so this test can see it"
 
 
-def with_quantized(attn, recipe=W8A8, seed=0, calls=()):
-    """Puts a quantized processor with random scales into an attention that has seen the calls' arguments."""
-    processor = QuantAttention.of(attn, "attention", recipe)
-    LET().fill(processor)
-    attn.set_processor(processor)
-    with mode(attn, "observe"):
-        for x, context in calls:
-            attn(x, context)
-    disturb(processor.transform_qk, seed)
-    disturb(processor.transform_v, seed + 1)
-    return processor
+@pytest.mark.parametrize("zero_point", ["integer", "real"])
+def test_scale_shift_and_both_boundaries_have_the_gradient_of_the_smooth_part(zero_point, frozen, slopes):
+    for case in ("linear", "3x3 padded", "down-sampling", "groups"):
+        layer, x = filled(case, dtype=torch.float64, weight_bits=4, act_bits=4, zero_point=zero_point)
+        for quantizer in (*layer.act_quantizers, *layer.weight_quantizers):
+            quantizer.trim.data = 0.15 * torch.rand_like(quantizer.trim)
+        smooth = frozen(layer)
+        target = torch.randn_like(layer(x))
+        torch.testing.assert_close(smooth(x), layer(x), rtol=1e-9, atol=1e-9)
+        assert relative(layer(x), layer.layer(x)) > 1e-3, "nothing was rounded"
+        (layer(x) - target).square().sum().backward()
+        for ours, theirs in (
+            (layer.transform.log_scale, smooth.transform.log_scale),
+            (layer.transform.offset, smooth.transform.offset),
+            (layer.act_quantizers[0].trim, smooth.act_quantizers[0].quantizer.trim),
+            (layer.weight_quantizers[0].trim, smooth.weight_quantizers[0].quantizer.trim),
+        ):
+            indices, expected = slopes(lambda: (smooth(x) - target).square().sum(), theirs)  # noqa: B023
+            assert expected.abs().max() > 1e-3
+            torch.testing.assert_close(ours.grad.flatten()[indices], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["self", "cross", "vae"])
-@torch.no_grad()
-def test_scales_of_q_k_and_v_leave_the_output_of_attention_unchanged(kind, without_rounding, seed=0):
-    torch.manual_seed(seed)
-    attn, x, context = attention(kind)
-    expected = attn(x, context)
-    with_quantized(attn, seed=seed, calls=[(x, context)])
-    assert relative(without_rounding(attn)(x, context), expected) < 1e-5
-    with mode(attn, "float"):
-        assert torch.equal(attn(x, context), expected)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 33])
-@torch.no_grad()
-def test_attention_calibrated_on_some_tokens_takes_any_number(tokens, without_rounding):
-    torch.manual_seed(0)
-    attn, x, _ = attention("self")
-    longer = torch.randn(1, tokens, 12)
-    expected = attn(longer)
-    with_quantized(attn, replace(W8A8, act_bits=16), calls=[(x, None), (longer, None)])
-    assert relative(without_rounding(attn)(longer), expected) < 1e-5
-    assert relative(attn(longer), expected) < 3e-3, "with all its quantizers"
-
-
-@torch.no_grad()
-def test_attention_in_chunks_of_queries_is_attention(without_rounding):
-    torch.manual_seed(0)
-    attn, _, _ = attention("self")
-    x = torch.randn(1, 2200, 12)
-    expected = attn(x)
-    processor = with_quantized(attn, calls=[(x, None)])
-    assert 2200 * 2200 * attn.heads > 2**23, "one chunk only"
-    assert relative(without_rounding(attn)(x), expected) < 1e-5
-    assert 0 < processor.ranges["p"].high.item() <= 1
-
-
-@pytest.mark.parametrize("rows", [1, 10])
-@torch.no_grad()
-def test_attention_masks_are_obeyed(rows, without_rounding):
-    torch.manual_seed(0)
-    attn, x, context = attention("cross")
-    mask = torch.where(torch.rand(2, rows, 6) < 0.5, 0.0, -1e4)
-    mask[..., 0] = 0
-    expected = attn(x, context, attention_mask=mask)
-    assert relative(attn(x, context), expected) > 1e-2
-    with_quantized(attn, calls=[(x, context)])
-    assert relative(without_rounding(attn)(x, context, attention_mask=mask), expected) < 1e-5
-
-
-@torch.no_grad()
-def test_let_leaves_the_whole_pipeline_unchanged(pipe, pairs, calibrated, without_rounding):
-    q = without_rounding(calibrated("W6A6"))
-    transforms = [m for m in q.modules() if isinstance(m, EquivalentTransform)]
-    for seed, transform in enumerate(transforms):
-        disturb(transform, seed, 0.5)
-    x = pipe.prepare(pairs[0].lr[None])
-    assert len(transforms) > 50
-    for step in ("encode", "noise", "decode"):
-        assert relative(getattr(q, step)(x), getattr(pipe, step)(x)) < 1e-5
-        x = pipe.encode(x) if step == "encode" else x
-
-
-# -- LET's start ------------------------------------------------------------------------------------------------------
-
-
-def test_the_start_is_smoothquants_up_to_a_common_factor():
+def test_let_starts_as_smoothquant_does_up_to_a_common_factor_and_dead_channels_stay_finite():
     low, high = torch.tensor([-1.0, -4.0, 0.0]), torch.tensor([0.5, 2.0, 16.0])
     partner = torch.tensor([0.5, 2.0, 1.0])
     transform = EquivalentTransform(3)
     transform.start(low, high, partner, 0.5, 0.25, False)
-    expected = torch.tensor([1.0, 4.0, 16.0]) ** 0.5 / partner**0.25
-    ratio = transform.scale / expected
+    ratio = transform.scale / (torch.tensor([1.0, 4.0, 16.0]) ** 0.5 / partner**0.25)
     torch.testing.assert_close(ratio, ratio[:1].expand(3))
     assert transform.shift.tolist() == [0, 0, 0]
-
-
-def test_a_centred_start_makes_every_channel_symmetric():
-    low, high = torch.tensor([-1.0, 3.0]), torch.tensor([5.0, 4.0])
-    transform = EquivalentTransform(2)
-    transform.start(low, high, torch.ones(2), 0.5, 0.5, True)
+    transform.start(low, high, torch.ones(3), 0.5, 0.5, True)  # centred: every channel is symmetric
     torch.testing.assert_close(transform(low, 0), -transform(high, 0))
-    torch.testing.assert_close(transform.scale[0] / transform.scale[1], torch.tensor(6.0).sqrt())  # half ranges 3, 0.5
-
-
-def test_the_start_brings_channels_of_unlike_ranges_together():
-    torch.manual_seed(0)
-    layer = filled(nn.Linear(8, 6), W8A8, "layer")
-    x = torch.randn(50, 8) * torch.logspace(-2, 2, 8)
-    with mode(layer, "observe"):
-        layer(x)
-
-    def spread():
-        amax = layer.transformed_input(x).abs().amax(0)
-        return (amax.max() / amax.min()).item()
-
-    before, error = spread(), relative(layer(x), layer.layer(x))
-    LET().start(layer)
-    assert spread() < before / 10
-    assert relative(layer(x), layer.layer(x)) < error
-
-
-def test_a_dead_channel_starts_at_a_finite_scale():
-    transform = EquivalentTransform(3)
     transform.start(torch.zeros(3), torch.tensor([0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0]), 0.5, 0.5, True)
     assert torch.isfinite(transform.scale).all() and (transform.scale > 0).all()
     assert torch.isfinite(transform(torch.ones(3), 0)).all()
 
 
+def test_lets_start_brings_channels_of_unlike_ranges_together():
+    torch.manual_seed(0)
+    layer, x = QuantLayer(nn.Linear(8, 6), "layer", LayerRecipe(8, 8)), torch.randn(50, 8) * torch.logspace(-2, 2, 8)
+    slots, found = LET(), []
+    slots.fill(layer)
+    with mode(layer, "observe"):
+        layer(x)
+    for start in (lambda layer: None, slots.start):
+        start(layer)
+        amax = layer.transformed_input(x).abs().amax(0)
+        found.append(((amax.max() / amax.min()).item(), relative(layer(x), layer.layer(x))))
+    (before, error), (after, less) = found
+    assert after < before / 10 and less < error
+
+
 # -- ranges -----------------------------------------------------------------------------------------------------------
 
 
-def test_ranges_are_per_channel_and_grow_with_every_call():
-    layer = filled(nn.Conv2d(2, 3, 1), W8A8, "layer")
+def test_ranges_are_per_channel_grow_with_every_call_and_cover_the_padding():
+    layer = QuantLayer(nn.Conv2d(2, 3, 1), "unet.proj", LayerRecipe(8, 8))
+    Slots().fill(layer)
     first = torch.randn(2, 2, 4, 5) * torch.tensor([5.0, 1.0]).view(1, 2, 1, 1)  # each call has its widest channel
     second = torch.randn(1, 2, 6, 3) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
+    with pytest.raises(RuntimeError, match=r"unet\.proj has no activation range yet: calibrate"):
+        layer(first)
     with mode(layer, "observe"):
         layer(first)
         layer(second)
     both = torch.cat([t.transpose(0, 1).flatten(1) for t in (first, second)], 1)
     assert torch.equal(layer.range.low, both.amin(1)) and torch.equal(layer.range.high, both.amax(1))
+    layer, x = filled("3x3 padded")
+    seen, ((low, high),) = layer.transformed_input(x), layer.input_ranges()
+    torch.testing.assert_close((low, high), (seen.min(), seen.max()))
 
 
-def test_a_layer_that_has_seen_nothing_says_so():
-    layer = filled(nn.Linear(4, 4), W8A8, "unet.proj")
-    with pytest.raises(RuntimeError, match=r"unet\.proj has no activation range yet: calibrate"):
-        layer(torch.randn(2, 4))
+# -- halves -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_observed_range_covers_the_transformed_input_with_its_padding():
-    layer, x = prepared("3x3 padded")
-    x_ = layer.transformed_input(x)
-    ((low, high),) = layer.input_ranges()
-    torch.testing.assert_close(low, x_.min())
-    torch.testing.assert_close(high, x_.max())
-
-
-# -- gradients --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("zero_point", ["integer", "real"])
-@pytest.mark.parametrize("case", ["linear", "3x3 padded", "down-sampling", "groups"])
-def test_scale_shift_and_boundaries_have_the_gradient_of_the_smooth_part(case, zero_point, frozen, slopes):
-    layer, x = prepared(case, replace(W4A4, zero_point=zero_point), dtype=torch.float64)
-    for quantizer in (*layer.act_quantizers, *layer.weight_quantizers):
-        quantizer.trim.data = 0.15 * torch.rand_like(quantizer.trim)
-    smooth = frozen(layer)
-    target = torch.randn_like(layer(x))
-    torch.testing.assert_close(smooth(x), layer(x), rtol=1e-9, atol=1e-9)
-    assert relative(layer(x), layer.layer(x)) > 1e-3, "nothing was rounded"
-    (layer(x) - target).square().sum().backward()
-
-    def loss():
-        return (smooth(x) - target).square().sum()
-
-    watched = [
-        (layer.transform.log_scale, smooth.transform.log_scale),
-        (layer.transform.offset, smooth.transform.offset),
-        (layer.act_quantizers[0].trim, smooth.act_quantizers[0].quantizer.trim),
-        (layer.weight_quantizers[0].trim, smooth.weight_quantizers[0].quantizer.trim),
-    ]
-    for ours, theirs in watched:
-        indices, expected = slopes(loss, theirs)
-        assert expected.abs().max() > 1e-3
-        torch.testing.assert_close(ours.grad.flatten()[indices], expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["self", "cross"])
-def test_the_scales_of_attention_have_the_gradient_of_the_smooth_part(kind, frozen, slopes):
-    torch.manual_seed(0)
-    attn, x, context = attention(kind)
-    attn, x = attn.double(), x.double()
-    context = None if context is None else context.double()
-    processor = with_quantized(attn, W4A4, calls=[(x, context)]).double()
-    smooth = frozen(attn)
-    smooth(x, context)
-    target = torch.randn_like(x)
-    (attn(x, context) - target).square().sum().backward()
-
-    def loss():
-        return (smooth(x, context) - target).square().sum()
-
-    for name in ("transform_qk", "transform_v"):
-        indices, expected = slopes(loss, getattr(smooth.processor, name).log_scale)
-        assert expected.abs().max() > 1e-3
-        gradient = getattr(processor, name).log_scale.grad.flatten()[indices]
-        torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
-
-
-# -- splits -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("case", ["linear", "linear of a matrix", "linear of maps", "1x1", "3x3 padded", "dilated"])
-def test_a_split_gives_each_half_of_the_channels_its_own_quantizers(case):
-    layer, x = prepared(case, SPLIT)
-    disturb(layer.transform, spread=0.0)
-    channels = x.shape[layer.dim]
-    half = channels - channels // 2
-    big = x.clone()
-    big.narrow(layer.dim, half, channels - half).mul_(100)
-    layer.range.clear()
-    with mode(layer, "observe"):
-        layer(big)
-    padded = layer.pad(big)
-    for start, length in ((0, half), (half, channels - half)):
-        part = padded.narrow(layer.dim, start, length)
-        expected = fake_quantize(part, part.min(), part.max(), 4)
-        assert torch.equal(layer.quantized_input(big).narrow(layer.dim, start, length), expected)
-        weight = layer.layer.weight.narrow(1, start, length)
-        dims = tuple(range(1, weight.ndim))
-        expected = fake_quantize(weight, weight.amin(dims, True), weight.amax(dims, True), 4)
-        assert torch.equal(layer.quantized_weight().narrow(1, start, length), expected)
-
-
-def test_a_split_saves_the_small_half_from_the_large_one():
-    torch.manual_seed(0)
-    x = torch.randn(40, 8) * torch.tensor([1.0] * 4 + [100.0] * 4)
-    errors = {}
-    for split in (False, True):
-        layer = filled(nn.Linear(8, 5), replace(W4A4, split=split), "layer")
+def test_a_split_gives_each_half_of_the_channels_its_own_quantizers():
+    for case in ("linear", "linear of a matrix", "linear of maps", "1x1", "3x3 padded", "dilated"):
+        layer, x = filled(case, split=True, weight_bits=4, act_bits=4)
+        disturb(layer.transform, spread=0.0)
+        channels = x.shape[layer.dim]
+        half = channels - channels // 2
+        big = x.clone()
+        big.narrow(layer.dim, half, channels - half).mul_(100)
+        layer.range.clear()
         with mode(layer, "observe"):
-            layer(x)
-        errors[split] = (layer.quantized_input(x) - x)[:, :4].abs().mean().item()
-    assert errors[True] < errors[False] / 4
+            layer(big)
+        padded = layer.pad(big)
+        for start, length in ((0, half), (half, channels - half)):
+            part, weight = padded.narrow(layer.dim, start, length), layer.layer.weight.narrow(1, start, length)
+            expected = fake_quantize(part, part.min(), part.max(), 4)
+            assert torch.equal(layer.quantized_input(big).narrow(layer.dim, start, length), expected), case
+            dims = tuple(range(1, weight.ndim))
+            expected = fake_quantize(weight, weight.amin(dims, True), weight.amax(dims, True), 4)
+            assert torch.equal(layer.quantized_weight().narrow(1, start, length), expected), case
+        whole, _ = filled(case, Slots(), weight_bits=4, act_bits=4)
+        whole.range.set(layer.range.low, layer.range.high)
+        errors = [(q.quantized_input(big) - padded).narrow(q.dim, 0, half).abs().mean() for q in (layer, whole)]
+        assert errors[0] < errors[1] / 4, "the large half does not blur the small one"
+    for case in WHOLE:
+        layer, x = filled(case, split=True)
+        assert len(layer.act_quantizers) == len(layer.weight_quantizers) == 1 and torch.isfinite(layer(x)).all()
 
 
-@pytest.mark.parametrize("case", ["groups", "depthwise", "one channel"])
-def test_what_has_no_two_halves_is_not_split(case):
-    layer, x = prepared(case, SPLIT)
-    assert len(layer.act_quantizers) == len(layer.weight_quantizers) == 1
-    assert torch.isfinite(layer(x)).all()
+# -- slots ------------------------------------------------------------------------------------------------------------
 
 
-# -- slots and integers -----------------------------------------------------------------------------------------------
+class Low(Slot):
+    """A low-rank branch beside a layer, or with `plain` any tensor: the parameters are what `tag` trains."""
 
+    tag = "low"
 
-class Plain(nn.Module):
-    """A slot that gives, or adds, one tensor."""
-
-    def __init__(self, value):
+    def __init__(self, layer):
         super().__init__()
-        self.value = nn.Parameter(value)
-
-    def forward(self, *args):
-        return self.value
+        weight = layer.layer.weight
+        self.layer, self.shape = [layer], weight.shape
+        self.down = nn.Parameter(0.1 * torch.randn(weight[0].numel(), 2))
+        self.up = nn.Parameter(0.1 * torch.randn(2, len(weight)))
 
     def weight(self):
+        return (self.down @ self.up).T.reshape(self.shape)
+
+    def forward(self, x):
+        return self.layer[0].operate(x, self.weight(), None)
+
+
+class Constant(Slot):
+    """A module without arguments -> a learned tensor."""
+
+    tag = "constant"
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.value = nn.Parameter(0.1 * torch.randn(shape))
+
+    def forward(self):
         return self.value
 
 
-class Low(Plain):
-    """A branch with a full weight, in float."""
-
-    def __init__(self, layer, value):
-        super().__init__(value)
-        self.operate = layer.operate
-
-    def forward(self, seen):
-        return self.operate(seen, self.value, None)
-
-
-class Down(nn.Module):
-    """Rounds down."""
+class Down(Slot):
+    """Rounds towards the grid's lowest point, never to the nearest."""
 
     def forward(self, weight, step, base, bits):
         return ((weight - base) / step).floor().clamp(0, 2**bits - 1) * step + base
 
 
-def test_an_empty_slot_costs_nothing_and_a_filled_one_does_what_it_says():
-    for case in ("linear", "3x3 padded"):
-        torch.manual_seed(0)
-        make, shape = LAYERS[case]
-        layer, x = QuantLayer(make(), "layer", W4A4), torch.randn(shape)
-        Slots().fill(layer)
-        with mode(layer, "observe"):
-            layer(x)
-        names = {key.partition(".")[0] for key in layer.state_dict()}
-        assert names == {"layer", "range", "act_quantizers", "weight_quantizers"}
-        weight, bias, padded = layer.layer.weight, layer.layer.bias, layer.pad(x)
-        dims, seen = tuple(range(1, weight.ndim)), fake_quantize(padded, padded.min(), padded.max(), 4)
-
-        def on_grid(w, dims=dims):
-            return fake_quantize(w, w.amin(dims, True), w.amax(dims, True), 4)
-
-        assert torch.equal(layer(x), layer.operate(seen, on_grid(weight), bias))
-        layer.delta = Plain(0.3 * torch.randn_like(weight))
-        assert torch.equal(layer(x), layer.operate(seen, on_grid(weight + layer.delta.value), bias))
-        layer.branch = Low(layer, 0.5 * weight.detach())
-        rest = on_grid(weight - layer.branch.value + layer.delta.value)
-        expected = layer.operate(seen, rest, bias) + layer.operate(padded, layer.branch.value, None)
-        assert torch.equal(layer(x), expected)
-        layer.alignment = Plain(torch.randn_like(bias))
-        torch.testing.assert_close(layer(x), expected + layer.alignment.value.view(-1, *dims[1:] and (1, 1)))
-        layer.rounding = nn.ModuleList([Down()])
-        residual, (span,) = layer.residual_weight(), layer.weight_ranges()
-        assert torch.equal(layer.quantized_weight(), Down()(residual, *layer.weight_quantizers[0].grid(*span), 4))
-        layer.empty()
-        assert {key.partition(".")[0] for key in layer.state_dict()} == {"layer", "range"} and not layer.range.known
+def operation(layer, x, weight, bias):
+    """The layer's own operation on a padded input, written out."""
+    return F.conv2d(x, weight, bias, layer.layer.stride) if layer.conv else x @ weight.T + (0 if bias is None else bias)
 
 
-def test_integers_and_what_stays_in_float_give_the_layers_output_again():
-    for case in ("linear", "3x3 padded", "down-sampling", "1x1"):
-        for setting in (W4A4, SPLIT):
-            layer, x = prepared(case, setting)
-            frozen, padded = layer.frozen(), layer.pad(x)
-            shape = [1] * x.ndim
-            shape[layer.dim] = -1
-            seen = (padded - frozen.shift.view(shape)) / frozen.scale.view(shape)
-            out = 0
-            for half, part, i in zip(frozen.halves, seen.split(frozen.sizes, layer.dim), (0, 1)):
-                codes = (part / half.act_step).round() - half.act_zero
-                codes = codes.clamp(0, 2**setting.act_bits - 1) + half.act_zero
-                weight = (half.weight_codes + half.weight_zero) * half.weight_step
-                out = out + layer.operate(codes * half.act_step, weight, frozen.bias if i == 0 else None)
-                assert half.weight_codes.min() >= 0 and half.weight_codes.max() < 2**setting.weight_bits
-            assert relative(out, layer(x)) < 1e-4, case
-    layer, x = prepared("linear", replace(W4A4, zero_point="real"))
-    with pytest.raises(ValueError, match="integers need a recipe with zero_point='integer'"):
+def minmax(x, bits, dims=None):
+    dims = tuple(range(x.ndim)) if dims is None else dims
+    return fake_quantize(x, x.amin(dims, True), x.amax(dims, True), bits)
+
+
+@pytest.mark.parametrize("case", LINEAR_AND_CONV)
+def test_an_empty_slot_costs_nothing_and_min_max_is_plain_fake_quantization(case):
+    layer, x = filled(case, Slots(), weight_bits=4, act_bits=5)
+    seen, dims = F.pad(x, (1, 1, 1, 1)) if layer.conv else x, tuple(range(1, layer.layer.weight.ndim))
+    expected = operation(layer, minmax(seen, 5), minmax(layer.layer.weight, 4, dims), layer.layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
+    own = {name.rpartition(".")[0] for name in layer.state_dict()}
+    assert own == {"layer", "range", "act_quantizers.0", "weight_quantizers.0"}
+    assert trainable(layer, "transform") == {} and layer.frozen().scale is None
+
+
+@pytest.mark.parametrize("case", LINEAR_AND_CONV)
+def test_every_slot_does_what_the_formula_says(case):
+    """y = op(Qa(T x), Qw(T W - branch + delta)) + branch(T x) + bias + alignment."""
+    layer, x = filled(case, weight_bits=3, act_bits=4)
+    weight, transform = layer.layer.weight, layer.transform
+    plain = layer(x)
+    layer.branch, layer.delta = Low(layer), Constant(*weight.shape)
+    layer.alignment, layer.rounding = Constant(len(weight)), nn.ModuleList([Down()])
+    shape = (1, -1, 1, 1) if layer.conv else (-1,)
+    seen = F.pad(x, (1, 1, 1, 1)) if layer.conv else x
+    seen = (seen - transform.shift.view(shape)) / transform.scale.view(shape)
+    residual = weight * transform.scale.view(shape) - layer.branch.weight() + layer.delta.value
+    dims = tuple(range(1, weight.ndim))
+    low, high = residual.amin(dims, True).clamp_max(0), residual.amax(dims, True).clamp_min(0)
+    step = (high - low) / 7
+    zero = (low / step).round()
+    rounded = step * ((residual / step - zero).floor().clamp(0, 7) + zero)
+    left = weight.sum((2, 3)) @ transform.shift if layer.conv else weight @ transform.shift
+    bias = layer.layer.bias + left + layer.alignment.value
+    expected = operation(layer, minmax(seen, 4), rounded, bias) + operation(layer, seen, layer.branch.weight(), None)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert relative(layer(x), plain) > 1e-2
+    assert trainable(layer, "low") == {1.0: [layer.branch.down, layer.branch.up]}
+    assert trainable(layer, "constant") == {1.0: [layer.delta.value, layer.alignment.value]}
+    layer.empty()
+    assert not any(isinstance(m, Slot) for m in layer.modules()) and not layer.range.known
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_integers_give_the_layers_output_back(split):
+    for case in LAYERS:
+        layer, x = filled(case, split=split, weight_bits=4, act_bits=6)
+        if case in LINEAR_AND_CONV:
+            layer.branch, layer.delta = Low(layer), Constant(*layer.layer.weight.shape)
+            layer.alignment = Constant(len(layer.layer.weight))
+            layer.rounding = nn.ModuleList(Down() for _ in layer.sizes)
+        frozen = layer.frozen()
+        shape = (1, -1, 1, 1) if layer.conv else (-1,)
+        seen = (layer.pad(x) - frozen.shift.view(shape)) / frozen.scale.view(shape)
+        y = 0 if frozen.branch is None else frozen.branch(seen)
+        for half, part in zip(frozen.halves, seen.split(frozen.sizes, layer.dim)):
+            codes = (part / half.act_step - half.act_zero).round().clamp(0, 63)
+            assert (
+                half.weight_codes.dtype == torch.int32 and 0 <= half.weight_codes.min() <= half.weight_codes.max() < 16
+            )
+            assert half.act_zero == half.act_zero.round() and torch.equal(half.weight_zero, half.weight_zero.round())
+            whole = layer.operate(codes + half.act_zero, half.weight_codes + half.weight_zero, None)
+            column = half.weight_step.flatten().view(-1, 1, 1) if layer.conv else half.weight_step.flatten()
+            y = y + whole * half.act_step * column
+        y = y if frozen.bias is None else y + (frozen.bias.view(-1, 1, 1) if layer.conv else frozen.bias)
+        assert len(frozen.halves) == 1 + (split and case not in WHOLE), case
+        assert relative(y, layer(x)) < 1e-5, case
+
+
+def test_integers_need_a_whole_zero_point():
+    layer, _ = filled("linear", zero_point="real")
+    with refused("unet.layer", "zero_point='integer'"):
         layer.frozen()
 
 
-def test_a_mode_is_seen_by_its_own_thread_only():
-    layer, _ = prepared("linear", W4A4)
-    seen = {}
-    with mode(layer, "float"):
-        thread = threading.Thread(target=lambda: seen.update(mode=layer.mode))
-        thread.start()
-        thread.join()
-        with pytest.raises(ZeroDivisionError), mode(layer, "observe"):
+# -- modes ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mode_holds_in_its_block_and_thread_only_and_ends_with_an_error():
+    (first, x), (second, _) = filled("linear", weight_bits=2), filled("3x3")
+    both, inside, seen = nn.ModuleList([first, second]), threading.Barrier(2, timeout=20), {}
+    with mode(first, "float"):
+        with pytest.raises(ZeroDivisionError), mode(both, "observe"):
+            assert (first.mode, second.mode) == ("observe", "observe")
             raise ZeroDivisionError
-        assert (layer.mode, seen["mode"]) == ("float", "quantized")
-    assert layer.mode == "quantized"
-    with pytest.raises(ValueError, match="'low'"):
-        mode(layer, "low").__enter__()
+        assert (first.mode, second.mode) == ("float", "quantized")
+    assert first.mode == "quantized"
+
+    def work(name):
+        with mode(both, name):
+            inside.wait()  # both threads are in their blocks
+            seen[name] = first(x).detach()
+            inside.wait()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("float", "quantized")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(seen["float"], first.layer(x)) and torch.equal(seen["quantized"], first(x))
+    assert relative(seen["quantized"], seen["float"]) > 1e-2
+    with refused("'low'"):
+        mode(both, "low").__enter__()

@@ -1,148 +1,115 @@
 """LBQ: the grid it rounds to, and gradients against finite differences of the smooth part."""
 
-from itertools import pairwise
-
 import pytest
 import torch
+from made import refused
 
 from passionsr_lab.quantization.quantizer import BoundaryQuantizer, fake_quantize, grid_of
 
 ZERO_POINTS = ("integer", "real")
-RANGES = [(-1.0, 1.0), (-0.3, 2.1), (-5.0, 0.01), (0.0, 1.0), (-2.0, 0.0), (-1e-3, 2e-3), (-700.0, 900.0)]
+# One range a row: on both sides of zero, beside it, touching it, tiny, huge, and wholly on one side.
+LOW, HIGH = torch.tensor([
+    (-1.0, 1.0), (-0.3, 2.1), (-5.0, 0.01), (0.0, 1.0), (-2.0, 0.0), (-1e-3, 2e-3), (-700.0, 900.0), (-0.317, 0.9),
+    (0.4, 3.0), (-3.0, -0.2),
+]).T[..., None]  # fmt: skip
+AROUND = slice(0, 8)  # the ranges that hold zero
+each_zero_point = pytest.mark.parametrize("zero_point", ZERO_POINTS)
 
 
-def sample(low, high, n=4000, over=0.0, seed=0):
-    """n float32 values over [low, high], and `over` of its width beyond on both sides."""
-    width = high - low
-    g = torch.Generator().manual_seed(seed)
-    return torch.rand(n, generator=g) * width * (1 + 2 * over) + low - over * width
-
-
-def quantized(x, low, high, bits, zero_point="integer"):
-    return fake_quantize(x, torch.tensor(low), torch.tensor(high), bits, zero_point)
+def sample(over=0.0, n=4000):
+    """(ranges, n) values over each range, and `over` of its width beyond on both sides."""
+    return (
+        torch.rand(n, generator=torch.Generator().manual_seed(0)) * (HIGH - LOW) * (1 + 2 * over)
+        + LOW
+        - over * (HIGH - LOW)
+    )
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize(("low", "high"), RANGES)
-def test_quantizing_twice_changes_nothing(low, high, bits, zero_point):
-    once = quantized(sample(low, high, over=0.2), low, high, bits, zero_point)
-    assert torch.equal(quantized(once, low, high, bits, zero_point), once)
-    assert len(once.unique()) == 2**bits
-
-
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-@pytest.mark.parametrize(("low", "high"), RANGES)
-def test_the_error_falls_with_every_bit_down_to_half_a_step(low, high, zero_point):
-    x, errors = sample(low, high), []
+@each_zero_point
+def test_there_are_as_many_levels_as_bits_say_and_quantizing_twice_changes_nothing(zero_point):
+    x = sample(0.2)[AROUND]
     for bits in range(2, 9):
-        error = (quantized(x, low, high, bits, zero_point) - x).abs()
+        once = fake_quantize(x, LOW[AROUND], HIGH[AROUND], bits, zero_point)
+        assert torch.equal(fake_quantize(once, LOW[AROUND], HIGH[AROUND], bits, zero_point), once)
+        assert [len(row.unique()) for row in once] == [2**bits] * len(x)
+
+
+@each_zero_point
+def test_the_error_falls_with_every_bit_down_to_half_a_step_and_to_nothing(zero_point):
+    x, low, high = sample()[AROUND], LOW[AROUND], HIGH[AROUND]
+    before = torch.full((len(x),), torch.inf)
+    for bits in (*range(2, 9), 16):
+        error = (fake_quantize(x, low, high, bits, zero_point) - x).abs()
         step = (high - low) / (2**bits - 1)
-        assert error.max() <= step * (1.0001 if zero_point == "integer" else 0.5001)  # 0's place costs half a step
-        errors.append(error.square().mean().item())
-    assert all(b < 0.5 * a for a, b in pairwise(errors))
+        assert (error <= step * (1.0001 if zero_point == "integer" else 0.5001) + 1e-6 * (high - low)).all()
+        assert (error.square().mean(1) < 0.5 * before).all()
+        before = error.square().mean(1)
+    assert (before.sqrt() < 1e-5 * (high - low).squeeze()).all()
 
 
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-def test_many_bits_approach_identity(zero_point):
-    x = sample(-3, 5)
-    assert (quantized(x, -3.0, 5.0, 16, zero_point) - x).abs().max() < 8 / 2**15
+def test_an_integer_zero_point_has_zero_exactly_on_the_grid_and_a_real_one_may_not():
+    for bits in (2, 3, 4, 6, 8):
+        step, base = grid_of(LOW, HIGH, bits)
+        zero = -(base / step).round()
+        assert ((zero >= 0) & (zero < 2**bits)).all() and torch.equal(base, -step * zero)
+        assert not fake_quantize(torch.zeros_like(LOW), LOW, HIGH, bits).any()
+        top = base + step * (2**bits - 1)
+        assert (base <= LOW.clamp_max(0) + 0.5001 * step).all() and (top >= HIGH.clamp_min(0) - 0.5001 * step).all()
+    assert fake_quantize(torch.zeros(1), LOW[7], HIGH[7], 3, "real").item() != 0
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-@pytest.mark.parametrize(("low", "high"), [*RANGES, (0.4, 3.0), (-3.0, -0.2), (-0.317, 0.9), (-1.0, 1e-4)])
-def test_an_integer_zero_point_has_zero_exactly_on_the_grid(low, high, bits):
-    step, base = grid_of(torch.tensor(low), torch.tensor(high), bits)
-    zero = -round((base / step).item())
-    assert 0 <= zero <= 2**bits - 1 and base == -step * zero
-    assert quantized(torch.zeros(1), low, high, bits).item() == 0
-    points = base + step * torch.arange(2**bits)
-    assert points[zero] == 0
-    assert points[0] <= min(low, 0) + 0.5001 * step and points[-1] >= max(high, 0) - 0.5001 * step
+def test_a_real_zero_point_is_equation_3():
+    x, low, high = sample(0.3).double(), LOW.double(), HIGH.double()
+    for bits in (2, 4, 8):
+        levels = 2**bits - 1
+        expected = ((x.clamp(low, high) - low) / (high - low) * levels).round() / levels * (high - low) + low
+        torch.testing.assert_close(fake_quantize(x, low, high, bits, "real"), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_a_real_zero_point_may_miss_zero():
-    assert quantized(torch.zeros(1), -0.317, 0.9, 3, "real").item() != 0
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize(("low", "high"), [*RANGES, (0.4, 3.0), (-3.0, -0.2)])
-def test_a_real_zero_point_is_equation_3(low, high, bits):
-    x = sample(low, high, over=0.3).double()
-    levels = 2**bits - 1
-    clipped = x.clamp(low, high)
-    expected = ((clipped - low) / (high - low) * levels).round() / levels * (high - low) + low
-    ours = fake_quantize(x, *(torch.tensor(b, dtype=torch.float64) for b in (low, high)), bits, "real")
-    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    assert ours.min().item() == pytest.approx(low) and ours.max().item() == pytest.approx(high)
-
-
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-@pytest.mark.parametrize("value", [0.0, 0.7, -2.5])
-def test_a_constant_channel_gives_no_nan(value, zero_point):
-    x = torch.full((3, 4), value, requires_grad=True)
-    low, high = (torch.full((3, 1), value, requires_grad=True) for _ in range(2))
-    quantizer = BoundaryQuantizer(4, (3, 1), zero_point)
+@each_zero_point
+def test_constant_channels_give_no_nan_and_leave_others_alone(zero_point):
+    x = torch.tensor([0.0, 0.7, -2.5, 0.0]).view(4, 1).repeat(1, 50)
+    x[3] = torch.linspace(-1, 1, 50)
+    low, high = (t.clone().requires_grad_() for t in (x.amin(1, True), x.amax(1, True)))
+    x.requires_grad_()
+    quantizer = BoundaryQuantizer(4, (4, 1), zero_point)
     out = quantizer(x, low, high)
     out.sum().backward()
-    torch.testing.assert_close(out, x, rtol=1e-5, atol=1e-6)
-    for t in (x, low, high, quantizer.trim):
-        assert torch.isfinite(t.grad).all()
+    torch.testing.assert_close(out[:3], x[:3], rtol=1e-5, atol=1e-6)
+    assert torch.equal(out[3], fake_quantize(x[3], low[3], high[3], 4, zero_point))
+    assert all(torch.isfinite(t.grad).all() for t in (x, low, high, quantizer.trim))
 
 
-def test_a_constant_channel_beside_others_leaves_them_as_they_are():
-    x = torch.stack([torch.zeros(50), torch.linspace(-1, 1, 50)])
-    low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    out = fake_quantize(x, low, high, 4)
-    assert torch.equal(out[0], x[0])
-    assert torch.equal(out[1], fake_quantize(x[1], low[1], high[1], 4))
-
-
-def test_bounds_per_channel_are_quantizers_of_their_own():
-    weight = torch.randn(5, 3, 2, 2) * torch.tensor([0.01, 1, 3, 10, 100]).view(5, 1, 1, 1)
-    low, high = weight.amin((1, 2, 3), True), weight.amax((1, 2, 3), True)
-    whole = BoundaryQuantizer(4, (5, 1, 1, 1))(weight, low, high)
+def test_bounds_per_channel_are_quantizers_of_their_own_and_the_input_and_its_type_are_kept():
+    weight = (torch.randn(5, 3, 2, 2) * torch.tensor([0.01, 1, 3, 10, 100]).view(5, 1, 1, 1)).double()
+    low, high, before = weight.amin((1, 2, 3), True), weight.amax((1, 2, 3), True), weight.clone()
+    whole = BoundaryQuantizer(4, (5, 1, 1, 1)).double()(weight, low, high)
+    assert whole.dtype == torch.float64 and torch.equal(weight, before)
     for i in range(5):
         assert torch.equal(whole[i], fake_quantize(weight[i], low[i], high[i], 4))
-
-
-def test_the_input_and_its_type_are_kept():
-    x = sample(-1, 1).double()
-    before = x.clone()
-    out = fake_quantize(x, torch.tensor(-1.0).double(), torch.tensor(1.0).double(), 4)
-    assert torch.equal(x, before) and out.dtype == torch.float64 and out.shape == x.shape
 
 
 # -- boundaries -------------------------------------------------------------------------------------------------------
 
 
-def test_boundaries_start_at_minimum_and_maximum_and_move_with_the_range():
-    quantizer = BoundaryQuantizer(4)
-    assert [b.item() for b in quantizer.bounds(torch.tensor(-2.0), torch.tensor(6.0))] == [-2, 6]
+def test_boundaries_start_at_minimum_and_maximum_move_with_the_range_and_never_cross():
+    quantizer, low, high = BoundaryQuantizer(4, zero_point="real"), torch.tensor([-2.0, -20.0]), torch.tensor([6.0, 60])
+    assert [b.tolist() for b in quantizer.bounds(low, high)] == [[-2, -20], [6, 60]]
     quantizer.trim.data = torch.tensor([0.25, 0.5])
-    assert [b.item() for b in quantizer.bounds(torch.tensor(-2.0), torch.tensor(6.0))] == [0, 2]
-    assert [b.item() for b in quantizer.bounds(torch.tensor(-20.0), torch.tensor(60.0))] == [0, 20]
-
-
-def test_boundaries_never_cross():
-    quantizer = BoundaryQuantizer(4, zero_point="real")
+    assert [b.tolist() for b in quantizer.bounds(low, high)] == [[0, 0], [2, 20]]
     quantizer.trim.data = torch.tensor([0.9, 0.9])
-    lower, upper = quantizer.bounds(torch.tensor(-1.0), torch.tensor(1.0))
-    assert upper > lower
-    assert torch.isfinite(quantizer(sample(-1, 1), torch.tensor(-1.0), torch.tensor(1.0))).all()
+    lower, upper = quantizer.bounds(low, high)
+    assert (upper > lower).all() and torch.isfinite(quantizer(torch.randn(5, 2), low, high)).all()
 
 
-@pytest.mark.parametrize("bits", [0, 1, 17, -3])
-def test_impossible_widths_are_refused(bits):
-    with pytest.raises(ValueError, match=f"2 to 16 bits, not {bits}"):
-        BoundaryQuantizer(bits)
-
-
-def test_unknown_zero_points_are_refused():
-    with pytest.raises(ValueError, match="'middle'"):
+def test_impossible_widths_and_zero_points_are_refused():
+    for bits in (0, 1, 17, -3):
+        with refused("2 to 16 bits", bits):
+            BoundaryQuantizer(bits)
+    with refused("'middle'"):
         BoundaryQuantizer(4, zero_point="middle")
 
 
@@ -175,75 +142,41 @@ def problem():
     return x, lower, upper, weights
 
 
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gradients_are_those_of_the_composition_with_straight_through_rounding(problem, bits, zero_point):
-    *tensors, weights = problem
-    gradients = []
-    for function in (fake_quantize, composed):
-        inputs = [t.clone().requires_grad_() for t in tensors]
-        out = function(*inputs, bits, zero_point)
-        gradients.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
-    for ours, expected in zip(*gradients):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-def test_one_bound_for_the_whole_tensor_sums_its_gradient(problem, zero_point):
-    x, _, _, weights = problem
-    gradients = []
-    for function in (fake_quantize, composed):
-        bounds = [torch.tensor(b, dtype=torch.float64, requires_grad=True) for b in (-0.8, 0.7)]
-        gradients.append(torch.autograd.grad((function(x, *bounds, 4, zero_point) * weights).sum(), bounds))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
-
-
-def test_beyond_the_bounds_eq_3_is_smooth_and_its_finite_differences_agree(problem, slopes):
+@each_zero_point
+def test_gradients_are_those_of_the_composition_with_straight_through_rounding(problem, zero_point):
+    """With bounds per channel, and with one for the whole tensor, which sums its gradient."""
     x, lower, upper, weights = problem
-    outside = (x < lower - 0.5) | (x > upper + 0.5)
-    weights = weights * outside
-    bounds = [lower.clone().requires_grad_(), upper.clone().requires_grad_()]
-
-    def value():
-        return (fake_quantize(x, *bounds, 3, "real") * weights).sum()
-
-    value().backward()
-    for bound in bounds:
-        indices, expected = slopes(value, bound)
-        assert expected.abs().max() > 0.1
-        torch.testing.assert_close(bound.grad.flatten()[indices], expected, rtol=1e-6, atol=1e-8)
+    for bits in (2, 4, 8):
+        for bounds in ((lower, upper), (lower[0, 0, 0], upper[0, 0, 0])):
+            gradients = []
+            for function in (fake_quantize, composed):
+                inputs = [t.clone().requires_grad_() for t in (x, *bounds)]
+                out = function(*inputs, bits, zero_point)
+                gradients.append((out, *torch.autograd.grad((out * weights).sum(), inputs)))
+            torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("zero_point", ZERO_POINTS)
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_trims_and_ranges_have_the_gradient_of_the_smooth_part(problem, frozen, slopes, bits, zero_point):
+@each_zero_point
+def test_both_boundaries_and_the_range_have_the_gradient_of_the_smooth_part(problem, frozen, slopes, zero_point):
     x, low, high, weights = problem
-    holder = torch.nn.ModuleList([BoundaryQuantizer(bits, (4, 1, 1), zero_point).double()])
-    holder[0].trim.data = 0.1 * torch.rand(2, 4, 1, 1, dtype=torch.float64)
-    smooth = frozen(holder)
-    low, high = low.clone().requires_grad_(), high.clone().requires_grad_()
-    out = holder[0](x, low, high)
-    torch.testing.assert_close(smooth[0](x, low, high), out, rtol=1e-12, atol=1e-12)
-    (out * weights).sum().backward()
-
-    def value():
-        return (smooth[0](x, low, high) * weights).sum()
-
-    for ours, theirs in ((low, low), (high, high), (holder[0].trim, smooth[0].quantizer.trim)):
-        indices, expected = slopes(value, theirs)
-        assert expected.abs().max() > 1e-2
-        torch.testing.assert_close(ours.grad.flatten()[indices], expected, rtol=1e-6, atol=1e-7)
+    for bits in (2, 4, 8):
+        holder = torch.nn.ModuleList([BoundaryQuantizer(bits, (4, 1, 1), zero_point).double()])
+        holder[0].trim.data = 0.1 * torch.rand(2, 4, 1, 1, dtype=torch.float64)
+        smooth = frozen(holder)
+        low, high = low.detach().clone().requires_grad_(), high.detach().clone().requires_grad_()
+        out = holder[0](x, low, high)
+        torch.testing.assert_close(smooth[0](x, low, high), out, rtol=1e-12, atol=1e-12)
+        (out * weights).sum().backward()
+        for ours, theirs in ((low, low), (high, high), (holder[0].trim, smooth[0].quantizer.trim)):
+            indices, expected = slopes(lambda: (smooth[0](x, low, high) * weights).sum(), theirs)  # noqa: B023
+            assert expected.abs().max() > 1e-2
+            torch.testing.assert_close(ours.grad.flatten()[indices], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_a_bound_that_is_held_at_zero_gets_no_gradient():
-    """With an integer zero point a lower bound above 0 is held at 0."""
-    lower = torch.tensor(0.2, requires_grad=True)
-    upper = torch.tensor(1.0, requires_grad=True)
-    fake_quantize(torch.tensor([-1.0, 0.5, 3.0]), lower, upper, 2).sum().backward()
-    assert lower.grad == 0 and upper.grad > 0
-
-
-def test_the_gradient_passes_inside_and_stops_outside():
+def test_the_gradient_passes_inside_stops_outside_and_does_not_reach_a_bound_that_is_held_at_zero():
     x = torch.tensor([-2.0, -0.9, 0.3, 0.9, 2.0], requires_grad=True)
     fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 3).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
+    lower, upper = torch.tensor(0.2, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    fake_quantize(torch.tensor([-1.0, 0.5, 3.0]), lower, upper, 2).sum().backward()
+    assert lower.grad == 0 and upper.grad > 0

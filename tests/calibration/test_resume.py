@@ -1,0 +1,106 @@
+"""Killed at any moment, a calibration goes on to exactly the uninterrupted result; what is damaged is refused."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from filled import same, told
+from made import refused
+
+from passionsr_lab.calibration import checkpoint
+from passionsr_lab.calibration.method import Method, Stage
+from passionsr_lab.methods import METHODS
+from passionsr_lab.quantization.filling import LET
+from passionsr_lab.quantization.place import quantize
+from passionsr_lab.quantization.recipe import W6A6
+
+# So far does the second stage go that the line search takes a part of it back.
+SHORT = Method(
+    "short", "Short", "", LET(), (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*")),
+    rates={"transform": 0.5, "bounds": 60.0},
+)  # fmt: skip
+
+
+def begun(work, records, folder):
+    """The file of a run that ended after so many records, and those records."""
+    stream = work.run()
+    first = [next(stream) for _ in range(records)]
+    stream.close()
+    checkpoint.save(work, folder / "state.pt")
+    return folder / "state.pt", first
+
+
+# Records of passionsr: 0 start, 1 and 2 steps, 3 end, then the next stage; 8 to 15 are the UNet's.
+@pytest.mark.parametrize(("method", "moments"), [
+    ("maxmin", (0, 1)), ("lbq+let", (1, 3, 6)), ("passionsr", (4, 10)), (SHORT, (4, 6)),
+], ids=["maxmin", "lbq+let", "passionsr", "blocks"])  # fmt: skip
+def test_an_interrupted_run_goes_on_to_exactly_the_uninterrupted_result(pipe, begin, run, tmp_path, method, moments):
+    q, records = run(method)
+    for moment in moments:
+        file, first = begun(begin(method), moment, tmp_path)
+        fresh = quantize(copy.deepcopy(pipe), W6A6)
+        work = begin(method, q=fresh)
+        rest = list(work.run(keep=file))
+        assert told(first + rest) == told(work.records) == told(records), "every record once"
+        assert same(q, fresh) and {**fresh.history, "cost": 0} == {**q.history, "cost": 0}
+        assert fresh.history["cost"]["seconds"] == pytest.approx(sum(r["seconds"] for r in work.records))
+    if method is SHORT:
+        assert {r["step_length"] for r in records} & {0.0, 0.125, 0.25, 0.5}, "no stage went back"
+
+
+def test_a_run_keeps_its_state_at_the_end_of_every_stage(begin, run, tmp_path):
+    method, kept = METHODS["passionsr"], {}
+    for record in begin(method).run(keep=tmp_path / "state.pt"):
+        if record["event"] == "end":
+            kept[record["module"], record["stage"]] = torch.load(tmp_path / "state.pt", weights_only=True)["records"]
+    ends = [i + 1 for i, r in enumerate(run(method)[1]) if r["event"] == "end"]
+    assert [len(records) for records in kept.values()] == ends
+
+
+def test_the_state_of_a_calibration_with_other_settings_is_refused(begin, pairs, make_pipe, tmp_path):
+    work = begin("passionsr")
+    file, _ = begun(work, 1, tmp_path)
+    checkpoint.resume(begin("passionsr"), file)
+    for other in (
+        {"seed": 1}, {"epochs": 2}, {"batch": 3}, {"method": "lbq"}, {"rates": {"bounds": 1e-2}},
+        {"recipe": replace(W6A6, zero_point="real")}, {"pairs": pairs[1:4]}, {"q": quantize(make_pipe(seed=1), W6A6)},
+        {"method": METHODS["passionsr"].with_options(alpha=0.3)}, {"recipe": W6A6.kept("unet.conv_in")},
+    ):  # fmt: skip
+        with refused(file, "belongs to a calibration with other settings; delete it to start anew."):
+            checkpoint.resume(begin(**other), file)
+
+
+def changed(content, path, value):
+    """A copy of the content with another value at a path of keys."""
+    content = copy.deepcopy(content)
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return content
+
+
+def test_a_damaged_or_missing_state_is_refused(begin, tmp_path):
+    file, _ = begun(begin("lbq"), 3, tmp_path)
+    work = begin("lbq")
+    content = torch.load(file, weights_only=True)
+    name, nan = next(k for k in content["tensors"] if k.endswith("trim")), float("nan")
+    group = content["optimizer"]["state"][0]
+    damage = [
+        (("stage",), 2), (("stage",), 1), (("stage",), -1), (("stage",), "0"), (("step",), -1), (("step",), None),
+        (("first",), nan), (("ends",), {}), (("records",), None), (("cost", "seconds"), nan), (("tensors",), []),
+        (("tensors", name), content["tensors"][name] * nan), (("before", name), content["before"][name] * nan),
+        (("tensors", name), content["tensors"][name][:1]), (("before", name), 3.0), (("tensors", "more"), torch.ones(1)),
+        (("before",), {"more": torch.ones(1)}), (("optimizer",), {}), (("optimizer",), "adam"),
+        (("optimizer", "state", 0, "exp_avg"), group["exp_avg"] * nan),
+    ]  # fmt: skip
+    for path, value in damage:
+        torch.save(changed(content, path, value), file)
+        with refused(file, "is damaged; delete it to start anew."):
+            checkpoint.resume(work, file)
+    for content in (b"", b"not a state", None):
+        file.unlink() if content is None else file.write_bytes(content)
+        with refused(file, "is not a calibration state that can be read; delete it to start anew."):
+            checkpoint.resume(work, file)
+
