@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline import folder
-from ..pipeline.configs import refuse_non_finite
 from ..pipeline.onestep import OneStepSR
 from ..util.compat import torchvision_importable
 from . import weights
@@ -38,9 +37,7 @@ def load(name_or_folder: str | Path, prompt: bool | str | Path | Callable = Fals
         return load_full_size(name_or_folder, prompt)
     if not isinstance(prompt, bool):
         raise ValueError(f"{name_or_folder} has a tagger of its own: prompt is True or False, not {prompt!r}.")
-    pipe = folder.load(name_or_folder, prompt)
-    refuse_non_finite(pipe, name_or_folder)
-    return pipe
+    return folder.load(name_or_folder, prompt)
 
 
 def load_full_size(
