@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Callable
 
 import torch
+from torch import Tensor, nn
 
 from ..pipeline import folder
-from ..pipeline.configs import refuse_non_finite
 from ..pipeline.onestep import OneStepSR
 from ..util.compat import torchvision_importable
 from . import weights
@@ -37,9 +37,7 @@ def load(name_or_folder: str | Path, prompt: bool | str | Path | Callable = Fals
         return load_full_size(name_or_folder, prompt)
     if not isinstance(prompt, bool):
         raise ValueError(f"{name_or_folder} has a tagger of its own: prompt is True or False, not {prompt!r}.")
-    pipe = folder.load(name_or_folder, prompt)
-    refuse_non_finite(pipe, name_or_folder)
-    return pipe
+    return folder.load(name_or_folder, prompt)
 
 
 def load_full_size(
@@ -61,36 +59,39 @@ def load_full_size(
     Raises:
         ValueError: a file is missing, damaged or of another model; the message names it and how to get it.
     """
-    torchvision_importable()
-    from diffusers import DDPMScheduler
-
-    named, path = str(name) in ("sd21", "osediff"), Path(name)
-    where = None if named else path.parent if path.is_file() else path
-    base, lora = _files(name, named, where)
+    base, lora, where = _files(name)
     adapters = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
     tags = tagger(weights.obtain("tags", where) if prompt is True else prompt) if prompt else None
     official = weights.find("empty_prompt", where)
     embedding = read_embedding(official) if official else None
     networks = read_sd21(base, text=embedding is None or tags is not None)
-    unet, vae, encoder = (networks.get(key) for key in ("unet", "vae", "text_encoder"))
-    embedding = empty_embedding(encoder) if embedding is None else embedding
-    if embedding.shape[-1] != (width := unet.config.cross_attention_dim):
-        raise ValueError(f"The prompt's embedding is {tuple(embedding.shape)}, but the UNet of {base} needs {width}.")
-    for network, adapter in zip((unet, vae), adapters):
+    pipe = _pipeline(networks, embedding, name)
+    for network, adapter in zip((pipe.unet, pipe.vae), adapters):
         (merge if merged else attach)(network, adapter)
-    branch = TagBranch(encoder, tags) if tags else None
-    pipe = OneStepSR(
-        unet, vae, DDPMScheduler(**SCHEDULER), embedding, prompt=branch, name=str(name) if named else path.name
-    )
+    if tags is not None:
+        pipe.prompt = TagBranch(networks["text_encoder"], tags)
     for file in filter(None, (base, lora, official)):
         pipe.sources |= weights.hashes(file)
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _files(name: str | Path, named: bool, where: Path | None) -> tuple[Path, Path | None]:
-    """SD2.1's file or folder, and OSEDiff's file if it is wanted: by its name, or because it is in a folder."""
+def _files(name: str | Path) -> tuple[Path, Path | None, Path | None]:
+    """SD2.1's file or folder; OSEDiff's file if it is asked for, or in the folder; the folder of weights, if given."""
     path = Path(name)
-    if not named and path.is_file() and path.name not in weights.WEIGHTS["osediff"].names:
-        return path, None
-    wanted = str(name) == "osediff" or (not named and weights.find("osediff", where) is not None)
-    return weights.obtain("sd21", where), weights.obtain("osediff", where) if wanted else None
+    if str(name) in ("sd21", "osediff"):
+        return weights.obtain("sd21"), weights.obtain("osediff") if str(name) == "osediff" else None, None
+    where = path.parent if path.is_file() else path
+    if path.is_file() and path.name not in weights.WEIGHTS["osediff"].names:
+        return path, None, where
+    return weights.obtain("sd21", where), weights.find("osediff", where), where
+
+
+def _pipeline(networks: dict[str, nn.Module], embedding: Tensor | None, name: str | Path) -> OneStepSR:
+    """SD2.1 as a one-step pipeline; without an embedding of the empty prompt the text encoder makes it."""
+    torchvision_importable()
+    from diffusers import DDPMScheduler
+
+    embedding = empty_embedding(networks["text_encoder"]) if embedding is None else embedding
+    if embedding.shape[-1] != (width := networks["unet"].config.cross_attention_dim):
+        raise ValueError(f"The prompt's embedding is {tuple(embedding.shape)}, but the UNet of {name} needs {width}.")
+    return OneStepSR(networks["unet"], networks["vae"], DDPMScheduler(**SCHEDULER), embedding, name=Path(name).name)

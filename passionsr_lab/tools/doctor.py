@@ -34,13 +34,9 @@ WORKS = {
 NEEDS = {"sd21": ("sd21",), "osediff": ("sd21", "osediff"), "osediff-prompt": ("sd21", "osediff", "tags")}
 OPTIONAL = {"iqa": ("scores",), "notebooks": (), "cluster": ()}  # extra -> the works that need it
 FLAGS = {
-    "AVX2": r"avx2",
-    "AVX-512": r"avx512f",
-    "AVX-512 VNNI": r"avx512_vnni",
-    "AVX VNNI": r"avx_vnni",
-    "AMX int8": r"amx_int8",
-    "AMX bf16": r"amx_bf16",
-}
+    "AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vnni", "AVX VNNI": "avx_vnni",
+    "AMX int8": "amx_int8", "AMX bf16": "amx_bf16",
+}  # fmt: skip
 CHECKS = {"osediff": osediff.read_lora, "empty_prompt": text.read_embedding, "tags": tags.read_tags}  # ValueErrors
 CPUINFO = Path("/proc/cpuinfo")
 PYTORCH = "https://download.pytorch.org/whl/"

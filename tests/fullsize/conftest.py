@@ -22,7 +22,7 @@ def real(monkeypatch):
     return sd21.sd21()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module", autouse=True)
 def small():
     """Every name stays, widths and the text encoder's depth do not."""
     with pytest.MonkeyPatch.context() as patch:
@@ -30,17 +30,19 @@ def small():
         yield
 
 
-@pytest.fixture(scope="package")
-def base(small):
-    """SD2.1 with random weights that half precision holds."""
+@pytest.fixture(scope="session")
+def base():
+    """SD2.1, small, with random weights that half precision holds."""
     torch.manual_seed(0)
-    pipe = sd21.sd21("cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        pipe = sd21.sd21("cpu")
     for tensor in pipe.parameters():
         tensor.copy_(tensor.half())
     return pipe
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shelf(base, tmp_path_factory):
     """A folder of weights: sd21/ in diffusers' layout, the two single files, osediff.pkl."""
     folder = tmp_path_factory.mktemp("weights")
@@ -51,7 +53,9 @@ def shelf(base, tmp_path_factory):
         torch.save({"state_dict": half, "epoch": 3, "callbacks": {bookkeeping: {"best": 1}}}, folder / f"{SINGLE}.ckpt")
     for name in ("unet", "vae", "scheduler"):
         getattr(base, name).save_pretrained(folder / "sd21" / name)
-    text.text_encoder(text.from_open_clip(state)).save_pretrained(folder / "sd21" / "text_encoder")
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        text.text_encoder(text.from_open_clip(state)).save_pretrained(folder / "sd21" / "text_encoder")
     torch.save(osediff_file(base), folder / "osediff.pkl")
     return folder
 

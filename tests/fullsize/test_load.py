@@ -108,12 +108,10 @@ def test_full_size_goes_to_the_gpu_where_there_is_one(here, monkeypatch):
     assert devices == ["cpu", "meta", "cuda", "cpu"]
 
 
-def test_hashes_go_into_what_is_saved(here, tmp_path):
+def test_a_model_says_which_files_it_was_made_of(here):
     folder = here("sd21", "osediff.pkl")
-    lab.save(lab.quantize(load("osediff"), lab.W8A8), tmp_path / "q")
-    recorded = lab.load(tmp_path / "q").sources  # the name osediff leads back to the same files
-    assert recorded["osediff.pkl"] == sha256(folder / "osediff.pkl")
-    assert recorded[f"unet/{DIFFUSERS}.safetensors"] == sha256(folder / "sd21/unet" / f"{DIFFUSERS}.safetensors")
+    files = [*weights.files(folder / "sd21"), folder / "osediff.pkl"]
+    assert len(files) == 4 and sorted(load("osediff").sources.values()) == sorted(map(sha256, files))
 
 
 def test_other_names_mean_what_they_meant(tmp_path):
@@ -126,13 +124,6 @@ def test_other_names_mean_what_they_meant(tmp_path):
         load(8)
     with pytest.raises(ValueError, match="tagger of its own"):
         load("tiny", prompt="wall")
-
-
-def test_a_damaged_number_in_a_folder_of_ours_is_told(tmp_path):
-    file = load("tiny").save(tmp_path) / "vae" / f"{DIFFUSERS}.safetensors"
-    edited(file, lambda state: state["decoder.conv_in.weight"].view(-1)[7:8].fill_(torch.nan))
-    with pytest.raises(ValueError, match=r"vae\.decoder\.conv_in\.weight.*not finite"):
-        load(tmp_path)
 
 
 # -- another model ----------------------------------------------------------------------------------------------------
@@ -161,8 +152,8 @@ WRONG = {
     "CLIP's own activation": (configured("text_encoder", hidden_act="quick_gelu"), 'hidden_act is "quick_gelu"'),
     "a lost tensor": (changed("unet", lambda s: s.pop("conv_out.bias")), "unet of .* has no conv_out.bias; 1 of"),
     "a tensor too many": (changed("vae", lambda s: s.update(extra=torch.zeros(1))), "vae of .* has extra, which"),
-    "no text encoder": (lambda f: shutil.rmtree(f / "sd21" / "text_encoder"), "text_encoder/config.json is missing"),
-    "no JSON": (lambda f: (f / "sd21/unet/config.json").write_text(""), "unet/config.json is missing or not JSON"),
+    "no text encoder": (lambda f: shutil.rmtree(f / "sd21" / "text_encoder"), "text_encoder/config.json"),
+    "no JSON": (lambda f: (f / "sd21/unet/config.json").write_text(""), "unet/config.json"),
 }
 
 
