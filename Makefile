@@ -3,6 +3,7 @@
 # make lab       JupyterLab on the notebooks
 # make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about 15
 #                minutes on 2 cores); screenshots in build/browser/
+# make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
 PYTHON ?= python3
 VENV := .venv
@@ -10,9 +11,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export PYTHONWARNINGS = ignore::DeprecationWarning
+export PASSIONSR_STORE = $(CURDIR)/build/store
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks ablation slow browser clean
+.PHONY: figures test lab lint unit notebooks ablation slow browser wheel clean
 
 figures: $(READY)
 	$(BIN)/python -m passionsr_lab.tools.notebooks refresh $(NOTEBOOKS)
@@ -32,13 +34,23 @@ notebooks: $(READY)
 	$(BIN)/python -m passionsr_lab.tools.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)
-	$(BIN)/python -m passionsr_lab compare --seeds 3 --cache runs/ablation --csv figures/ablation.csv
+	$(BIN)/python -m passionsr_lab compare --seeds 3 --jobs 2 --csv figures/ablation.csv
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 browser: $(READY)
 	$(BIN)/python tests/browser/run.py
+
+wheel:
+	set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	cp -r passionsr_lab pyproject.toml README.md LICENSE $$there; cd $$there; $(PYTHON) -m venv env; \
+	pip="env/bin/python -m pip --disable-pip-version-check -q"; export PIP_NO_COMPILE=1; \
+	$$pip wheel --no-deps --wheel-dir wheel .; rm -r passionsr_lab; ls -l wheel; \
+	$$pip install torch==2.13.0; $$pip install -c $(CURDIR)/requirements.lock wheel/*.whl; \
+	env/bin/python -c 'from PIL import Image; import passionsr_lab as lab; \
+	Image.radial_gradient("L").resize((32, 24)).save("lr.png"); lab.tiny()(Image.open("lr.png")).save("library.png")'; \
+	env/bin/python -m passionsr_lab upscale lr.png command.png; cmp library.png command.png
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -193,7 +193,7 @@ result.loc["mean"] = result.mean()
 result.style.format(precision=2).set_caption(f"PSNR (dB) against full precision, {RECIPE}, simulated")
 
 # %%
-print("\n".join(name for name, bits in recipes[f"trunk: {KEEP} at 8 bits"].keep[-KEEP:]))
+print("\n".join(name for name, _ in recipes[f"trunk: {KEEP} at 8 bits"].overrides[-KEEP:]))
 
 # %% [markdown]
 # ## The claim

@@ -13,7 +13,6 @@
 
 # %%
 from copy import deepcopy
-from dataclasses import replace
 from fnmatch import fnmatch
 
 import pandas as pd
@@ -25,8 +24,7 @@ from passionsr_lab import plots
 from passionsr_lab.analysis.observe import layer_input, observing
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
-from passionsr_lab.quantization.layer import QuantLayer
-from passionsr_lab.quantization.surgery import mode, quantized_layers
+from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import layer_explorer, layer_figure, let_explorer, let_figure
 from passionsr_lab.widgets.explore import let_errors
@@ -122,8 +120,9 @@ pd.DataFrame(rows, list(errors), ["border", "interior"]).map("{:.0e}".format)
 # itself, on a test picture.
 
 # %%
-centred = lab.quantize(pipe, replace(lab.W8A8, alpha=ALPHA, beta=1 - ALPHA, centre=True))
-lab.calibrate(centred, calibration, "let")
+let = lab.METHODS["let"].with_options(alpha=ALPHA, beta=1 - ALPHA)
+centred = lab.quantize(pipe, "W8A8")
+lab.calibrate(centred, calibration, let.with_options(centre=True))
 differences = {}
 
 
@@ -133,7 +132,7 @@ def compare(layer: QuantLayer, args, y) -> None:
     differences[layer.name] = ((other - y).abs().max() / y.abs().max()).item()
 
 
-layers = [m for m in quantized_layers(centred).values() if isinstance(m, QuantLayer)]
+layers = [m for m in centred.layers.values() if isinstance(m, QuantLayer)]
 handles = [m.register_forward_hook(compare) for m in layers]
 with mode(centred, "float"), torch.no_grad():
     centred(test[0].lr)
@@ -149,16 +148,15 @@ print(f"{len(differences)} layers, largest relative difference {differences[wors
 # quantizers see them.
 
 # %%
-recipe = replace(lab.recipe(RECIPES[-1]), alpha=ALPHA, beta=1 - ALPHA)
-q = lab.quantize(pipe, recipe)
-lab.calibrate(q, calibration, "let")
+q = lab.quantize(pipe, RECIPES[-1])
+lab.calibrate(q, calibration, let)
 with observing(q) as stats, mode(q, "float"):
     for pair in test[:2]:
         q(pair.lr)
 module_of = lab.layer_table(q).set_index("layer").module
 factors = pd.concat(
     pd.DataFrame({"module": module_of[name], "layer": name, "scale": m.transform.scale.detach()})
-    for name, m in quantized_layers(q).items()
+    for name, m in q.layers.items()
     if isinstance(m, QuantLayer)
 )
 order = [name for name in module_of.index if name in set(factors.layer)]
@@ -232,8 +230,8 @@ targets = [pipe(pair.lr) for pair in test]
 rows, pictures = [], {"full precision": targets[0]}
 for name in RECIPES:
     for method, label in (("maxmin", "MaxMin"), ("let", "LET")):
-        low_bits = lab.quantize(pipe, replace(lab.recipe(name), alpha=ALPHA, beta=1 - ALPHA))
-        lab.calibrate(low_bits, calibration, method)
+        low_bits = lab.quantize(pipe, name)
+        lab.calibrate(low_bits, calibration, let if method == "let" else method)
         outputs = [low_bits(pair.lr) for pair in test]
         pictures[f"{label}, {name}"] = outputs[0]
         rows += [(name, label, p.name, psnr_rgb(*ys)) for p, *ys in zip(test, outputs, targets)]

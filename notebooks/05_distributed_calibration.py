@@ -22,8 +22,11 @@ from IPython.display import display
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
+from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.evaluation.tables import provenance
-from passionsr_lab.quantization.surgery import load_state, mode, parameters, pieces, state
+from passionsr_lab.quantization.layer import mode
+from passionsr_lab.quantization.place import segment_modules
+from passionsr_lab.quantization.slots import trainable
 from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
@@ -42,14 +45,16 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="provenance
 
 # %% [markdown]
 # ## The stages
-# A method is a list of stages; one loop runs them all. `module` says whose output the loss compares and whose
-# parameters are trained, `train` which ones: LET's scales and shifts ("transform") or LBQ's boundaries ("bounds").
+# A method is a list of stages; one loop runs them all. `segment` says whose output the loss compares and whose
+# slots are trained, `train` which ones: LET's scales and shifts ("transform") or LBQ's boundaries ("bounds").
 # Boundaries are fractions of the range, so they are re-initialised at every step of stage 1 by LET itself; what stage 1
 # trains of them are the fractions. `passionsr-strict` leaves these at rest until stage 2, as the paper has it.
 
 # %%
-stages = [(METHODS[m], s.module, " + ".join(s.train), s.epochs(EPOCHS)) for m in METHODS for s in lab.METHODS[m].stages]
-pd.DataFrame(stages, columns=["calibration", "module", "trains", "epochs"])
+stages = [
+    (METHODS[m], s.segment, " + ".join(s.train), s.passes(EPOCHS)) for m in METHODS for s in lab.METHODS[m].stages
+]
+pd.DataFrame(stages, columns=["calibration", "segment", "trains", "epochs"])
 
 # %% [markdown]
 # ## Both calibrations, measured on the way
@@ -67,21 +72,21 @@ full = [pipe(lr) for lr in tests]
 @torch.no_grad()
 def module_losses(work, last="decoder"):
     """Mean squared error of z_L, z_H and the image over all pairs, up to one module."""
-    x, losses = torch.cat(work.inputs), {}
-    for module, forward in zip(("encoder", "unet", "decoder"), (work.pipe.encode, work.pipe.denoise, work.pipe.decode)):
-        x = forward(x)
-        losses[module] = (x - torch.cat(work.full[module])).square().mean().item()
-        if module == last:
+    x, losses = torch.cat(work.data.inputs), {}
+    for segment in work.q.segments():
+        x = segment.run(x)
+        losses[segment.name] = (x - torch.cat(work.data.full[segment.name])).square().mean().item()
+        if segment.name == last:
             break
     return losses
 
 
 def quality_now(work):
     """PSNR (dB) against full precision on the test pictures, if the calibration ended here."""
-    before = state(work.pipe)
+    before = state(work.q)
     work.finish()
-    reached = widgets.fidelity(work.pipe, tests, full)
-    load_state(work.pipe, before)
+    reached = widgets.fidelity(work.q, tests, full)
+    load_state(work.q, before)
     return reached
 
 
@@ -99,7 +104,7 @@ def loss_rows(work, record):
 
 # %%
 def race(works, clock):
-    """(run, record) of several calibrations in turn, always of the one with the fewest seconds of training steps."""
+    """(run, record) of several calibrations in turn, always of the one with the fewest seconds so far."""
     waiting = {run: work.run() for run, work in works.items()}
     while waiting:
         run = min(waiting, key=clock.get)
@@ -112,7 +117,9 @@ def race(works, clock):
 
 
 options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-works = {run: lab.Calibration(lab.quantize(pipe, RECIPE), pairs, m, **options) for m, run in METHODS.items()}
+works = {
+    run: lab.Calibration(lab.quantize(pipe, RECIPE), pairs, lab.METHODS[m], **options) for m, run in METHODS.items()
+}
 clock, updates, records, losses, quality, live = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0.0), [], [], [], None
 steps = sum(work.total for work in works.values())
 for run, record in widgets.follow(race(works, clock), steps, "both calibrations", knobs="EPOCHS or PAIRS"):
@@ -143,7 +150,8 @@ saved = plots.save(figure5, "dqc_loss", FIGURES)
 # quantized modules before it give, joint training on what full precision gives) and end after the same number of
 # updates of modules: a joint step updates three of them, a step of DQC one. DQC spends more of its updates on the later
 # modules, which also make good what the earlier ones did. On the left they are compared at equal steps, counted as
-# updates of all three modules; on the right at equal seconds. The clock counts training steps only. The rings stand
+# updates of all three modules; on the right at equal seconds. The clock counts all that a
+# calibration does: targets, upstream passes, losses and line searches besides its steps. The rings stand
 # where the first of the two ended.
 
 # %%
@@ -162,10 +170,8 @@ curve
 # %%
 def kept_for_backward(work, module, kinds):
     """Bytes of activations that one step of this stage saves for its backward pass."""
-    inputs = work.inputs if module in ("all", "encoder") else work.full[{"unet": "encoder", "decoder": "unet"}[module]]
-    forward = {"encoder": work.pipe.encode, "unet": work.pipe.denoise, "decoder": work.pipe.decode}
-    scope, seen = pieces(work.pipe, module), {}
-    trained = [p for kind in kinds for group in parameters(scope, kind).values() for p in group]
+    inputs, seen, scope = work.data.entering(module, "float"), {}, segment_modules(work.q, module)
+    trained = [p for kind in kinds for group in trainable(scope, kind).values() for p in group]
 
     def pack(tensor):
         seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -175,7 +181,7 @@ def kept_for_backward(work, module, kinds):
     for p in trained:
         p.requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = forward.get(module, work.pipe.restore)(torch.cat(inputs[:BATCH]))
+        output = work.data.forward(module, torch.cat(inputs[:BATCH]))
     for p in trained:
         p.requires_grad_(False)
     del output
@@ -184,7 +190,7 @@ def kept_for_backward(work, module, kinds):
 
 memory = pd.DataFrame(
     [
-        (METHODS[m], s.module, " + ".join(s.train), kept_for_backward(works[METHODS[m]], s.module, s.train) / 1e6)
+        (METHODS[m], s.segment, " + ".join(s.train), kept_for_backward(works[METHODS[m]], s.segment, s.train) / 1e6)
         for m in METHODS
         for s in lab.METHODS[m].stages
     ],
@@ -228,11 +234,11 @@ comparison.round(2).T
 # %%
 def alone(q, module):
     """PSNR (dB) against full precision on the test pictures with this module alone in low bits."""
-    with mode(q, "float"), mode(pieces(q, module), "quantized"):
+    with mode(q, "float"), mode(segment_modules(q, module), "quantized"):
         return widgets.fidelity(q, tests, full)
 
 
-apart = {run: {m: alone(work.pipe, m) for m in ("encoder", "unet", "decoder")} for run, work in works.items()}
+apart = {run: {m: alone(work.q, m) for m in ("encoder", "unet", "decoder")} for run, work in works.items()}
 apart = pd.DataFrame(apart).T.assign(all=comparison["PSNR, equal steps (dB)"])
 apart.rename_axis("PSNR (dB)").round(2)
 

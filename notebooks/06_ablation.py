@@ -27,7 +27,7 @@ MODEL = "tiny"  # or a folder or hub id that lab.load reads
 METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET"}
 METHODS |= {"passionsr-strict": "LBQ + LET + strict DQC", "passionsr": "LBQ + LET + DQC"}
 RECIPE, SEED = "W6A6", 0  # of the live grid
-EPOCHS, BATCH, PAIRS, SIZE = 2, 4, 16, 64
+EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64
 TEST_PAIRS, TEST_SIZE = 8, 128
 COMMITTED = "ablation"  # figures/ablation.csv (means over seeds) and figures/ablation_runs.csv (every run)
 FIGURES = figures_folder()
@@ -38,7 +38,7 @@ pd.Series(tables.provenance(MODEL, SEED, RECIPE) | {"device": "cpu"}, name="prov
 # %% [markdown]
 # ## A small grid, live
 # A grid is a DataFrame with one row per run; `lab.sweep` runs its rows, here one by one, on any
-# `concurrent.futures` executor if it is given one, and from its cache what has been run before. MaxMin is the naive
+# `concurrent.futures` executor if it is given one, and from the store what has been run before. MaxMin is the naive
 # method; the joint methods (LBQ, LBQ + LET) train everything on the final image. DQC makes as many updates of modules
 # in sum (to within the rounding of epochs), fewer of the encoder and more of the decoder, which also makes good what
 # the two before it did.
@@ -54,7 +54,7 @@ configurations
 
 # %%
 rows = range(len(configurations))
-updates = [sum(s.share * (3 if s.module == "all" else 1) for s in lab.METHODS[m].stages) for m in METHODS]
+updates = [sum(s.epochs * (3 if s.segment == "all" else 1) for s in lab.METHODS[m].stages) for m in METHODS]
 costs = [3 + EPOCHS * n for n in updates]  # of each run: ranges and scores count like three epochs of one module
 runs = widgets.follow(rows, len(rows), "runs", costs=costs, knobs="EPOCHS or PAIRS")
 live = pd.concat([lab.sweep(configurations.iloc[[i]]) for i in runs])

@@ -27,8 +27,8 @@ MODEL = "tiny"  # or a folder or hub id that lab.load reads
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = ["W6A6", "W4A4"]
 METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
-PAIRS, SIZE = 12, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 2, 4, 0
+PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
+EPOCHS, BATCH, SEED = 4, 4, 0
 TEST_SIZE = 256  # HR pixels of the test crops; the boxes belong to this size
 BOXES = {  # test picture: x, y, width, height
     "chelsea_0": (128, 68, 64, 64),
@@ -51,15 +51,13 @@ tests = {pair.name: pair for pair in lab.bundled("test", size=TEST_SIZE) if pair
 full = {name: pipe(pair.lr) for name, pair in tests.items()}
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
 options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-works = {
-    (recipe, label): lab.Calibration(lab.quantize(pipe, recipe), calibration, method, **options)
-    for recipe in RECIPES
-    for method, label in METHODS.items()
+asked = [(recipe, method) for recipe in RECIPES for method in METHODS]
+costs = [1 + 9 * bool(lab.METHODS[method].stages) for _, method in asked]
+models = {
+    (recipe, METHODS[method]): lab.calibrated(pipe, recipe, method, calibration, **options)
+    for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS")
 }
-steps = (record for work in works.values() for record in work.run())
-for _ in widgets.follow(steps, sum(work.total for work in works.values()), "steps", knobs="EPOCHS or PAIRS"):
-    pass
-outputs = {key: {name: work.pipe(pair.lr) for name, pair in tests.items()} for key, work in works.items()}
+outputs = {key: {name: q(pair.lr) for name, pair in tests.items()} for key, q in models.items()}
 
 # %%
 rows = [

@@ -19,8 +19,8 @@ import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.analysis.bitcost import paper_cost, recipe_cost
 from passionsr_lab.analysis.cost import count
+from passionsr_lab.analysis.paper import table1, table3
 from passionsr_lab.evaluation import tables
-from passionsr_lab.evaluation.paper import table1, table3
 from passionsr_lab.fullsize.sd21 import architecture
 from passionsr_lab.tools.notebooks import figures_folder
 

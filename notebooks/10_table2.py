@@ -26,13 +26,13 @@ from passionsr_lab.widgets import follow
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
 DATASETS = ("bundled",)  # or RealSR, DRealSR, DIV2K_val below $PASSIONSR_DATA, or NAME=FOLDER
 BITS = ("W8A8", "W6A6")
-METHODS = ("FP", "PassionSR-FP", "maxmin", "passionsr")  # others plug in by name: table2.PLUGINS
+METHODS = ("FP", "PassionSR-FP", "maxmin", "passionsr")  # and any that lab.register has added
 PROTOCOL = "passionsr"  # the paper's; "osediff" is the other
 METRICS = ("psnr_y", "ssim_y")  # None: all that the protocol has, if their weights can be had
 COUNT, CROP = 8, 128  # test pairs and their HR pixels; None, None: all, whole
 PAIRS, SIZE, EPOCHS, BATCH = 8, 64, 2, 4  # of the calibration
 SEED = 0
-OUT = None  # a folder makes the run resumable; None: a temporary one
+OUT = None  # a folder keeps the tables; None: a temporary one
 FIGURES = figures_folder()
 
 # %%
@@ -50,8 +50,7 @@ pd.Series(tables.provenance(MODEL, SEED, ", ".join(BITS)) | {"device": "cpu", "p
 # prompt branch; PassionSR-FP is the model that is quantized.
 
 # %%
-cells = (record for record in table2.run(plan, out, resume=True) if record["event"] != "calibrate")
-*_, last = follow(cells, len(plan.pipelines) * len(plan.datasets) + 1, "cells")
+*_, last = follow(table2.run(plan, out), len(plan.pipelines) * len(plan.datasets) + 1, "cells")
 print("\n".join(last["notes"]) or "Every metric of the plan was measured.")
 
 # %% [markdown]
@@ -77,7 +76,7 @@ table.round(4)
 # difference of PassionSR and MaxMin.
 
 # %%
-scores = table2.scores(plan, out)
+scores = tables.read(f"{out}/table2_images.csv")
 means = summary(scores)
 figure = plots.intervals(
     means,

@@ -10,11 +10,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import pytest
 import torch
 
-from passionsr_lab.calibration.loop import calibrate
 from passionsr_lab.cli.main import main
 from passionsr_lab.imaging.pairs import bundled
+from passionsr_lab.methods import calibrate
 from passionsr_lab.pipeline.onestep import OneStepSR
-from passionsr_lab.quantization import surgery
+from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.quantizer import BoundaryQuantizer
 from passionsr_lab.quantization.recipe import recipe
 from passionsr_lab.util.compat import torchvision_importable
@@ -109,7 +109,7 @@ def calibrated(pipe, pairs):
         wanted = recipe(recipe_or_name) if isinstance(recipe_or_name, str) else recipe_or_name
         key = wanted, method, tuple(sorted(options.items()))
         if key not in made:
-            made[key] = surgery.quantize(pipe, wanted)
+            made[key] = quantize(pipe, wanted)
             calibrate(made[key], pairs, method, **options)
         return made[key]
 

@@ -44,8 +44,8 @@ def count(pipe: nn.Module, size: int = 512, counting: str = "exact") -> pandas.D
         ValueError: for another counting, a size that the networks do not divide, or a quantized pipeline.
 
     Example:
-        >>> from passionsr_lab.cost import count
-        >>> from passionsr_lab.sd21 import sd21
+        >>> from passionsr_lab.analysis.cost import count
+        >>> from passionsr_lab.fullsize.sd21 import sd21
         >>> frame = count(sd21())
         >>> int(frame.parameters.sum()), int(frame.macs[frame.kind == "qk"].sum())
         (949564587, 48692936704)

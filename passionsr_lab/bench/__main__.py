@@ -1,8 +1,8 @@
-"""`python -m passionsr_lab.bench fullsize`."""
+"""`python -m passionsr_lab.bench fullsize`, which is `python -m passionsr_lab bench fullsize`."""
 
 import sys
 
-from .fullsize import main
+from ..cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["bench", *sys.argv[1:]]))

@@ -6,10 +6,7 @@ show memory and time, not quality.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,8 +16,8 @@ import torch
 from torch import nn
 
 from ..analysis.cost import count
+from ..analysis.paper import CALIBRATION
 from ..calibration.loop import Calibration
-from ..evaluation.paper import CALIBRATION
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair
 from ..imaging.pictures import UPSCALE
@@ -176,43 +173,3 @@ def extrapolation(seconds: dict[str, float], options: FullSize) -> dict:
         "step": "extrapolation", "pairs": PAIRS, "epochs": EPOCHS, "crop": options.crop, "device": options.device,
         "hours": hours, "paper_hours": CALIBRATION["hours"], "paper_gpu_GB": CALIBRATION["gpu_GB"],
     }  # fmt: skip
-
-
-# -- command line -----------------------------------------------------------------------------------------------------
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """`python -m passionsr_lab.bench fullsize`; a line per record, or with --json one object at the end."""
-    top = argparse.ArgumentParser("python -m passionsr_lab.bench", description="What the full size takes.")
-    sub = top.add_subparsers(required=True, metavar="BENCHMARK").add_parser("fullsize", help="SD2.1, random weights")
-    sub.add_argument("--recipe", default="W6A6", help="(default: %(default)s)")
-    sub.add_argument("--size", type=int, default=512, help="HR pixels of the restored image (default: %(default)s)")
-    sub.add_argument("--crop", type=int, default=512, help="HR pixels of the calibration pair (default: %(default)s)")
-    sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
-    sub.add_argument("--bfloat16", action="store_true", help="convolutions and products in bfloat16")
-    sub.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    given = vars(top.parse_args(arguments))
-    as_json, records = given.pop("json"), []
-    try:
-        for record in fullsize(FullSize(**given)):
-            records.append(record)
-            print(_line(record), file=sys.stderr if as_json else sys.stdout, flush=True)
-    except (ValueError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if as_json:
-        peak = max(r["peak_bytes"] for r in records[1:] if "peak_bytes" in r)
-        print(json.dumps({"records": records, "peak_bytes": peak}))
-    return 0
-
-
-def _line(record: dict) -> str:
-    words = []
-    for key, value in record.items():
-        if key.endswith("_bytes") and isinstance(value, int):
-            words.append(f"{key[:-6]} {value / 2**30:.2f} GiB")
-        elif isinstance(value, dict):
-            words.append(f"{key} " + ", ".join(f"{k} {v / 2**30:.2f} GiB" for k, v in value.items()))
-        elif key != "step":
-            words.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
-    return f"{record['step']}: " + "; ".join(words)

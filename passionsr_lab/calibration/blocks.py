@@ -26,7 +26,8 @@ def blocks(modules: dict[str, nn.Module], pattern: str = "*") -> dict[str, nn.Mo
     """
     found: dict[str, nn.Module] = {}
     for prefix, module in modules.items():
-        for name, child in module.named_modules(prefix=prefix):
+        for path, child in module.named_modules(prefix=prefix):
+            name = path.replace("_orig_mod.", "")
             inside = any(name.startswith(f"{outer}.") for outer in found)
             if not inside and (type(child).__name__ in BLOCKS or isinstance(child, QuantLayer)):
                 found[name] = child
@@ -34,6 +35,22 @@ def blocks(modules: dict[str, nn.Module], pattern: str = "*") -> dict[str, nn.Mo
     if not chosen:
         raise ValueError(f"No block matches {pattern!r}; there are {', '.join(list(found)[:4])} and others.")
     return chosen
+
+
+@torch.no_grad()
+def in_order(found: dict[str, nn.Module], run: Callable[[Tensor], object], x: Tensor) -> list[str]:
+    """The names of the blocks in the order in which a run of their parent on x reaches them.
+
+    diffusers defines a UNet's middle after the blocks that follow it, and attentions before their ResNet blocks.
+    """
+    reached: list[str] = []
+    hooks = [m.register_forward_pre_hook(lambda *_, n=name: reached.append(n)) for name, m in found.items()]
+    try:
+        run(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(reached))
 
 
 @torch.no_grad()

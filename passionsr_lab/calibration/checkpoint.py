@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,25 +11,20 @@ import torch
 from ..pipeline.identity import fingerprint
 from ..quantization.place import unquantize
 from ..util.files import write_checkpoint
-from .state import load_state, state
+from .state import load_state, slot_tensors, state
 
 if TYPE_CHECKING:
     from .loop import Calibration
 
-CONTENT = {
-    "stage": int,
-    "step": int,
-    "first": float,
-    "tensors": dict,
-    "before": dict,
-    "ends": list,
-    "records": list,
-    "cost": dict,
-}
+KINDS = {
+    "stage": int, "step": int, "first": float, "optimizer": (dict, type(None)), "tensors": dict, "before": dict,
+    "ends": list, "records": list, "cost": dict,
+}  # fmt: skip
 
 
 def save(run: Calibration, path: str | Path) -> None:
-    """Writes the state between two steps, atomically."""
+    """Writes the state between two steps, or before the first, atomically."""
+    run._begin()
     content = {
         "stage": run.stage, "step": run.step, "first": run.first, "optimizer": run.optimizer_state,
         "tensors": state(run.q), "before": run.before, "ends": run.ends, "records": run.records, "cost": run.cost,
@@ -47,9 +41,9 @@ def resume(run: Calibration, path: str | Path) -> None:
         raise ValueError(f"{path} is not a calibration state that can be read; delete it to start anew.") from error
     if not isinstance(content, dict) or content.get("settings") != settings(run):
         raise ValueError(f"{path} belongs to a calibration with other settings; delete it to start anew.")
+    run._begin()
     if not _sound(run, content):
         raise ValueError(f"{path} is damaged; delete it to start anew.")
-    run._begin()
     load_state(run.q, content["tensors"])
     run.stage, run.step, run.first = content["stage"], content["step"], content["first"]
     run.optimizer_state, run.before = content["optimizer"], content["before"]
@@ -57,14 +51,26 @@ def resume(run: Calibration, path: str | Path) -> None:
 
 
 def _sound(run: Calibration, content: dict) -> bool:
-    """Whether the content has the types that `save` writes, a stage that exists, and only numbers where it must."""
-    if any(not isinstance(content.get(key), kind) for key, kind in CONTENT.items()):
+    """Whether the content is what `save` writes of this run: types, tensors, a stage that exists, and numbers only."""
+    if any(not isinstance(content.get(key), kind) for key, kind in KINDS.items()):
         return False
-    tensors = [t for part in ("tensors", "before") for t in content[part].values()]
-    if not all(isinstance(t, torch.Tensor) and not torch.isnan(t).any() for t in tensors):
+    begun, stage, ends = content["optimizer"], content["stage"], len(content["ends"])
+    if begun is not None and begun.keys() != {"state", "param_groups"}:
         return False
-    within = 0 <= content["stage"] < max(1, len(run.stages)) and content["step"] >= 0
-    return within and len(content["ends"]) <= len(run.stages) and not math.isinf(content["first"])
+    shapes = {key: tensor.shape for key, tensor in slot_tensors(run.q).items()}
+    for saved in filter(None, (content["tensors"], content["before"])):
+        if {key: getattr(tensor, "shape", None) for key, tensor in saved.items()} != shapes:
+            return False
+    there = 0 <= stage <= len(run.stages) and content["step"] >= 0 and (ends == stage if run.stages else ends <= 1)
+    numbers = [content[key] for key in KINDS if key != "first" or begun]
+    return there and not _has_nan(numbers)
+
+
+def _has_nan(value: object) -> bool:
+    """Whether a NaN is anywhere in these tensors, numbers and containers."""
+    if isinstance(value, (dict, list, tuple)):
+        return any(map(_has_nan, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (torch.Tensor, float)) and bool(torch.as_tensor(value).isnan().any())
 
 
 def settings(run: Calibration) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -63,6 +64,8 @@ class Calibration:
     ):
         if not isinstance(q, QuantizedSR):
             raise ValueError("Only a quantized pipeline can be calibrated; quantize this one first (lab.quantize).")
+        if not isinstance(method, Method):
+            raise ValueError(f"Calibration takes a Method, not {method!r}; lab.METHODS has them by name.")
         if not len(pairs):
             raise ValueError("Calibration needs at least one pair of images.")
         if epochs < 1 or batch < 1:
@@ -88,8 +91,9 @@ class Calibration:
     @property
     def total(self) -> int:
         """How many records a whole run yields."""
-        steps = [s.passes(self.epochs) * math.ceil(len(self.images) / self.batch) for s, _ in self.stages]
-        return sum(steps) + 2 * len(steps) or 1
+        sizes = Counter(tuple(-(-n * self.q.upscale // self.q.multiple) for n in x.shape[-2:]) for x in self.images)
+        steps = sum(math.ceil(count / self.batch) for count in sizes.values())
+        return sum(stage.passes(self.epochs) * steps + 2 for stage, _ in self.stages) or 1
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -133,35 +137,38 @@ class Calibration:
         self.data.targets()
         if self.method.observe == "float" or not self.stages:
             self.observe()
-        if not self.stages:
+        if not self.stages and not self.ends:
             found = task(Stage("all", ("ranges",)), None, self.data)
             self.first = found.mean_loss()
             self.ends = [self._record(found.stage, None, "end", self.first, 0)]
             yield self.ends[0]
         while self.stage < len(self.stages):
             yield from self._run_stage(*self.stages[self.stage])
-            self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
-        self.observe()
 
     def _run_stage(self, stage: Stage, block: str | None) -> Iterator[dict]:
-        self.observe(until=stage.segment)
+        reaches = stage.downstream == "quantized" and any(loss.at == "image" for loss in stage.losses)
+        self.observe(until="all" if reaches else stage.segment)
         work = task(stage, block, self.data)
         optimizer, steps = self._optimizer(work), self._steps(work)
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first, self.before = work.mean_loss(), state(self.q)
+            self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
         while self.step < len(steps):
             loss, rate = self._descend(work, steps[self.step], optimizer, self.step / len(steps))
+            self.data.changed(stage.segment)
             self.step += 1
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
-        self.data.changed(stage.segment)
         last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(), 1.0)
-        end = self._record(stage, block, "end", last, len(steps), step_length=length)
-        self.ends = [*self.ends[: self.stage], end]
-        yield end
+        self.data.changed(stage.segment)
+        self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
+        self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
+        if self.stage == len(self.stages):
+            self.observe()
+        yield self.ends[-1]
 
     def _backtrack(self, work: Task) -> tuple[float, float]:
         """Goes back along the stage's way until the loss is below the stage's first: that loss, the step length.

@@ -14,7 +14,7 @@ from ..quantization.layer import mode
 from ..quantization.place import segment_modules
 from ..util.names import MODULES
 from .activations import Activations
-from .blocks import batched, blocks, captured
+from .blocks import batched, blocks, captured, in_order
 from .method import DISTANCES, Stage
 
 
@@ -83,11 +83,12 @@ def task(stage: Stage, block: str | None, data: Activations) -> Task:
 def _block_task(stage: Stage, name: str, data: Activations) -> Task:
     segment = next(s for s in data.q.segments() if s.name == stage.segment)
     block = blocks(segment.modules, name)[name]
+    entering = data.entering(stage.segment, stage.upstream)
     data.place(stage.segment)
     with mode(data.q.pipe, "float"), torch.no_grad():
         full = captured(block, segment.run, data.entering(stage.segment, "float"))
         targets = [block(*args, **kwargs) for args, kwargs in full]
-    inputs = full if stage.upstream == "float" else captured(block, segment.run, data.entering(stage.segment))
+    inputs = full if stage.upstream == "float" else captured(block, segment.run, entering)
 
     def outputs(rows: list) -> dict[str, Tensor]:
         args, kwargs = batched(rows)
@@ -97,15 +98,21 @@ def _block_task(stage: Stage, name: str, data: Activations) -> Task:
 
 
 def expanded(stages: Sequence[Stage], data: Activations, modules: Sequence[str]) -> list[tuple[Stage, str | None]]:
-    """The stages of the quantized modules, those on blocks once for each block: (stage, block)."""
+    """The stages of the quantized modules, those on blocks once for each block as a run reaches it: (stage, block)."""
     found: list[tuple[Stage, str | None]] = []
-    segments = {s.name: s for s in data.q.segments()}
     for stage in stages:
         if stage.segment != "all" and stage.segment not in modules:
             continue
-        if stage.blocks is None:
-            found.append((stage, None))
-        else:
-            names = blocks(segments[stage.segment].modules, stage.blocks)
-            found += [(replace(stage, blocks=None), name) for name in names]
+        names = [None] if stage.blocks is None else _blocks_in_order(stage, data)
+        found += [(replace(stage, blocks=None), name) for name in names]
     return found
+
+
+def _blocks_in_order(stage: Stage, data: Activations) -> list[str]:
+    with mode(data.q.pipe, "float"), data.placed(), torch.no_grad():
+        x = data.inputs[0]
+        for segment in data.q.segments():
+            data.place(segment.name)
+            if segment.name == stage.segment:
+                return in_order(blocks(segment.modules, stage.blocks), segment.run, x)
+            x = segment.run(x)

@@ -8,7 +8,6 @@ tried again before Python restarts.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import os
 import warnings
@@ -20,8 +19,9 @@ from urllib.parse import urlsplit
 
 import torch
 
-from ..fullsize.weights import silence
+from ..util import hashing
 from ..util.compat import clip_importable, torchvision_importable
+from ..util.network import unreachable
 from .protocols import FOLDERS, HUB, VIT, VIT_FILE, Metric, chosen
 
 
@@ -85,7 +85,7 @@ def obtain(url: str) -> None:
     if path.exists():
         return
     source = url.replace(HUB, constants.ENDPOINT + "/")  # people behind a mirror set HF_ENDPOINT
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else silence(urlsplit(source).hostname)
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(urlsplit(source).hostname)
     if reason:
         raise OSError(f"{label(url)} is not in {_shown(path.parent)} and cannot be downloaded ({reason})")
     if url == VIT:
@@ -119,10 +119,7 @@ def _shown(path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """Of a file's content, or "absent"."""
-    if not path.exists():
-        return "absent"
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashing.sha256(path) if path.exists() else "absent"
 
 
 # -- other people's noise ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ..store.models import calibrated
 from ..store.results import kept
 from ..util.files import write_json
 from . import scores as quality
-from .paper import table2 as cited
+from .cited import table2 as cited
 from .protocols import PROTOCOLS, chosen
 from .tables import to_csv, to_latex
 

@@ -1,1 +1,1 @@
-"""The full size: SD2.1's architecture, OSEDiff's weights, where they are, and what this machine lacks."""
+"""PassionSR-FP at full size: SD2.1's architecture, weights, text encoder and names, OSEDiff's LoRA and tags."""

@@ -1,26 +1,24 @@
 """OSEDiff: SD2.1-base plus the LoRA that makes it a one-step super-resolution model.
 
 The file (`osediff.pkl`) is a dictionary of ranks, lists of layers and tensors.  PassionSR's copy (`osediff.ckpt`) has
-other names for two of them and lists a VAE decoder that nobody uses.  The UNet has three adapters, one for each of its
-parts, the VAE one in its encoder; and `conv_in` of the UNet is not only adapted but replaced.
+other names for two of them and lists a VAE decoder that nobody uses.  The UNet has three adapters, for its way down,
+its way up and the rest, the VAE one in its encoder; and `conv_in` of the UNet is not only adapted but replaced.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..pipeline.onestep import OneStepSR
 from ..util import checkpoint
-from . import pretrained, tags, text, weights
 
 ALPHA = 8  # peft's default, which OSEDiff trained with: at rank 4 the product BA counts twice
 UNUSED = "default_decoder"  # an adapter of the VAE in PassionSR's copy
-_PARTS = ("encoder", "decoder", "others")
+ADAPTERS = ("encoder", "decoder", "others")  # of the UNet
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,16 @@ def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
     """The LoRA of UNet and VAE out of OSEDiff's or PassionSR's file.
 
     Raises:
-        ValueError: the file holds code, or one of its entries is missing, unknown or of another kind; the message
-            names it.
+        ValueError: the file holds code, or one of its entries or tensors is missing, unknown, not finite or of another
+            kind; the message names it.
     """
     content = checkpoint.read(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not OSEDiff's file: it holds a {type(content).__name__}, not a dictionary.")
-    return from_dict(content, str(path))
+    return lora_of(content, str(path))
 
 
-def from_dict(content: dict, what: str = "The dictionary") -> tuple[LoRA, LoRA]:
+def lora_of(content: dict, what: str = "The dictionary") -> tuple[LoRA, LoRA]:
     """`read_lora` for a dictionary that is open already."""
     rest = dict(content)
 
@@ -73,32 +71,37 @@ def from_dict(content: dict, what: str = "The dictionary") -> tuple[LoRA, LoRA]:
                 return rest.pop(name)
         raise ValueError(f"{what} is not OSEDiff's: it has no {' or '.join(names)} ({kind.__name__}).")
 
-    unet = {f"default_{part}": tuple(dict.fromkeys(take(list, f"unet_lora_{part}_modules"))) for part in _PARTS}
-    vae = {"default_encoder": tuple(dict.fromkeys(take(list, "vae_lora_encoder_modules")))}
+    def layers(name: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(str, take(list, name))))  # the public lists have repetitions
+
+    unet = {f"default_{adapter}": layers(f"unet_lora_{adapter}_modules") for adapter in ADAPTERS}
+    vae = {"default_encoder": layers("vae_lora_encoder_modules")}
     rest.pop("vae_lora_decoder_modules", None)
-    unet_tensors = take(dict, "state_dict_unet", "unet_state_dict")
-    vae_tensors = take(dict, "state_dict_vae", "vae_state_dict")
-    vae_tensors = {key: tensor for key, tensor in vae_tensors.items() if f".{UNUSED}." not in key}
-    found = (LoRA(take(int, "rank_unet"), unet, unet_tensors), LoRA(take(int, "rank_vae"), vae, vae_tensors))
+    tensors = take(dict, "state_dict_unet", "unet_state_dict"), take(dict, "state_dict_vae", "vae_state_dict")
+    used = {key: tensor for key, tensor in tensors[1].items() if f".{UNUSED}." not in key}
+    found = LoRA(take(int, "rank_unet"), unet, tensors[0]), LoRA(take(int, "rank_vae"), vae, used)
     if rest:
         raise ValueError(f"{what} has an entry {min(map(str, rest))!r} that OSEDiff's file does not have.")
-    for name, lora, extra in (("unet", found[0], ("conv_in",)), ("vae", found[1], ())):
-        _complete(lora, f"{what}, {name}", extra)
+    _require_complete(found[0], f"{what}, unet", {"conv_in.base_layer.weight", "conv_in.base_layer.bias"})
+    _require_complete(found[1], f"{what}, vae", set())
     return found
 
 
-def _complete(lora: LoRA, what: str, extra: tuple[str, ...]) -> None:
-    """Raises unless the tensors are exactly those that the lists of layers ask for."""
+def _require_complete(lora: LoRA, what: str, replaced: set[str]) -> None:
+    """Raises unless the tensors are exactly those that the lists of layers ask for, and finite numbers."""
     layers = [layer for adapter in lora.modules.values() for layer in adapter]
-    if len(layers) != len(set(layers)):
-        twice = next(layer for layer in layers if layers.count(layer) > 1)
-        raise ValueError(f"{what}: {twice} is in two adapters.")
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"{what}: {twice[0]} is in two adapters.")
     wanted = {f"{m}.lora_{side}.{name}.weight" for name, ms in lora.modules.items() for m in ms for side in "AB"}
-    wanted |= {f"{layer}.base_layer.{kind}" for layer in extra for kind in ("weight", "bias")}
+    wanted |= replaced
     if missing := wanted - lora.tensors.keys():
         raise ValueError(f"{what}: there is no {min(missing)} ({len(missing)} tensors are missing).")
     if left := lora.tensors.keys() - wanted:
         raise ValueError(f"{what}: {min(left)} belongs to no listed layer ({len(left)} tensors are left over).")
+    for name, tensor in lora.tensors.items():
+        numbers = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not numbers or not tensor.isfinite().all():
+            raise ValueError(f"{what}: {name} has values that are not finite numbers; the file is damaged.")
 
 
 # -- merged -----------------------------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ def merge(network: nn.Module, lora: LoRA) -> None:
     Raises:
         ValueError: the network has no such layer, or a shape does not fit; nothing has been changed then.
     """
-    _fits(network, lora)
+    _require_fit(network, lora)
     for name, tensor in lora.replaced().items():
         network.get_parameter(name).copy_(tensor)
     for layer, (a, b) in lora.pairs().items():
@@ -129,7 +132,7 @@ def merge(network: nn.Module, lora: LoRA) -> None:
         weight.copy_(weight.float() + delta(a, b).to(weight.device))
 
 
-def _fits(network: nn.Module, lora: LoRA) -> None:
+def _require_fit(network: nn.Module, lora: LoRA) -> None:
     """Raises unless every tensor has its place in the network."""
     for name, tensor in lora.replaced().items():
         if tensor.shape != (own := _shape(network, name)):
@@ -168,52 +171,11 @@ def attach(network: nn.Module, lora: LoRA) -> None:
         raise ValueError("Keeping LoRA unmerged needs peft: pip install peft (merging does not).") from None
     for adapter, layers in lora.modules.items():
         config = LoraConfig(r=lora.rank, lora_alpha=ALPHA, target_modules=list(layers), init_lora_weights=False)
-        network.add_adapter(config, adapter_name=adapter)
+        with warnings.catch_warnings(action="ignore"):  # of having more than one adapter, which is meant
+            network.add_adapter(config, adapter_name=adapter)
     network.set_adapters(list(lora.modules))
     left = network.load_state_dict(lora.tensors, strict=False)
     lost = left.unexpected_keys + [key for key in left.missing_keys if ".lora_" in key]
     if lost:
         raise ValueError(f"peft and the checkpoint disagree about {lost[0]}.")
     network.eval().requires_grad_(False)
-
-
-# -- the whole model --------------------------------------------------------------------------------------------------
-
-
-def load(
-    name: str | Path,
-    prompt: bool | str | Path | Callable = False,
-    merged: bool = True,
-    device: str | torch.device | None = None,
-) -> OneStepSR:
-    """SD2.1-base or OSEDiff at full size, in float32.
-
-    Args:
-        name: "osediff" or "sd21" out of `weights.folder()` or the hub; a folder of weights (see `weights`), which is
-            OSEDiff if osediff.pkl is in it; osediff.pkl itself, with SD2.1 beside it; or SD2.1's single file.
-        prompt: keep the prompt branch, OSEDiff's own row: tags as one string, as the path of a .csv, or as a function
-            of the picture (see `tags.tagger`); True takes tags.csv out of the folder.
-        merged: False keeps the LoRA beside the weights (`attach`).
-        device: by default the GPU where there is one; what is made of the pipeline stays where it is.
-
-    Raises:
-        ValueError: a file is missing, damaged or of another model; the message names it and how to get it.
-    """
-    named, path = str(name) in ("sd21", "osediff"), Path(name)
-    single = path.is_file() and path.name not in weights.WEIGHTS["osediff"].names
-    where = None if named else path.parent if path.is_file() else path
-    base = path if single else weights.obtain("sd21", where)
-    adapted = str(name) == "osediff" or (not (named or single) and weights.find("osediff", where) is not None)
-    lora = weights.obtain("osediff", where) if adapted else None
-    loras = read_lora(lora) if lora else ()  # before the long part, so that a bad file is told at once
-    tagger = tags.tagger(weights.obtain("tags", where) if prompt is True else prompt) if prompt else None
-    official = weights.find("empty_prompt", where)
-    pipe = pretrained.read(base, text.read_embedding(official) if official else None)
-    for network, adapters in zip((pipe.unet, pipe.vae), loras):
-        (merge if merged else attach)(network, adapters)
-    for file in filter(None, (lora, official)):
-        pipe.sources |= weights.sources(file)
-    pipe.name = str(name) if named else path.name
-    if tagger is not None:
-        pipe.prompt = tags.TagBranch(text.text_encoder(base), tagger)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

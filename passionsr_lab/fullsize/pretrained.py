@@ -1,85 +1,100 @@
-"""SD2.1-base with its weights, out of a diffusers folder or the original single file."""
+"""SD2.1-base's networks with their weights, out of a diffusers folder or the original single file."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ..pipeline.folder import owned, part
-from ..pipeline.onestep import OneStepSR
+from ..pipeline.configs import fields, read_config, refuse_unknown
 from ..util import checkpoint
 from ..util.compat import torchvision_importable
-from . import names as ldm
-from . import text, weights
+from . import weights
+from .names import PREFIXES, diffusers_name
 from .sd21 import SCHEDULER, UNET, VAE
+from .text import ENCODER, from_open_clip, text_encoder
+
+_FREE = ("self", "sample_size", "upcast_attention", "force_upcast")  # fields without a part in float32 results
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # the VAE's attention in old folders
 
 
-def read(path: str | Path, embedding: Tensor | None = None) -> OneStepSR:
-    """SD2.1-base with its weights, in float32 on the CPU, as a one-step x4 pipeline at t = 999.
+def read_sd21(path: str | Path, text: bool = True) -> dict[str, nn.Module]:
+    """SD2.1-base's "unet", "vae" and, unless it is not wanted, "text_encoder": float32, on the CPU.
 
     Args:
         path: a folder in diffusers' layout, or `v2-1_512-ema-pruned.safetensors` or `.ckpt`.
-        embedding: the constant condition (1, T, 1024); by default the empty prompt's, from the text encoder.
 
     Raises:
-        ValueError: a part or a tensor is missing or left over, or it is another model; the message names it.
+        ValueError: a network, a field of a configuration or a tensor is missing, left over, not finite, or another
+            model's; the message names it.
     """
     torchvision_importable()
-    from diffusers import DDPMScheduler
-
-    path = Path(path)
-    unet, vae = _folder(path) if path.is_dir() else _single_file(path)
-    embedding = text.empty_embedding(text.text_encoder(path)) if embedding is None else embedding
-    width = unet.config.cross_attention_dim
-    if embedding.shape[-1] != width:
-        raise ValueError(f"The prompt's embedding is {tuple(embedding.shape)}, but the UNet of {path} needs {width}.")
-    pipe = owned(OneStepSR(unet, vae, DDPMScheduler(**SCHEDULER), embedding, timestep=999, upscale=4, name=path.stem))
-    pipe.sources = weights.sources(path)
-    return pipe
-
-
-def _folder(folder: Path) -> tuple[nn.Module, nn.Module]:
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-    try:
-        unet, vae = part(UNet2DConditionModel, folder / "unet"), part(AutoencoderKL, folder / "vae")
-    except Exception as error:  # every library on this path raises its own kind, some in many lines
-        raise ValueError(f"{folder} is not SD2.1-base: {str(error).splitlines()[0]}") from None
-    scheduler = folder / "scheduler" / "scheduler_config.json"
-    given = DDPMScheduler.load_config(scheduler) if scheduler.is_file() else SCHEDULER
-    wrong = [key for key in ("beta_start", "beta_end", "prediction_type") if given.get(key) != SCHEDULER[key]]
-    if wrong:
-        found = given.get(wrong[0])
-        raise ValueError(f"{folder} is not SD2.1-base: its {wrong[0]} is {found}, not {SCHEDULER[wrong[0]]}.")
-    return unet, vae
-
-
-def _single_file(path: Path) -> tuple[nn.Module, nn.Module]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    state = checkpoint.read(path)
-    state = state.get("state_dict", state)
+    path = Path(path)
+    names = ("unet", "vae", "text_encoder")[: 2 + text]
+    states = _folder(path, names) if path.is_dir() else _single_file(path)
     with torch.device("meta"):
-        networks = {"unet": UNet2DConditionModel(**UNET), "vae": AutoencoderKL(**VAE)}
-    for prefix, name in ldm.PREFIXES.items():
-        if name in networks:
-            _fill(networks[name], {k: v for k, v in state.items() if k.startswith(prefix)}, f"The {name} of {path}")
-    return networks["unet"], networks["vae"]
+        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    networks = {
+        "unet": checkpoint.fill(unet, states["unet"], f"The unet of {path}"),
+        "vae": checkpoint.fill(vae, states["vae"], f"The vae of {path}"),
+    }
+    if text:
+        networks["text_encoder"] = text_encoder(states["text_encoder"], f"The text_encoder of {path}")
+    return networks
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Puts ldm tensors into a network on the meta device, all of them and no other; they become float32."""
-    own, found = network.state_dict(), {ldm.diffusers_name(key): (key, value) for key, value in state.items()}
-    missing, left = own.keys() - found.keys(), found.keys() - own.keys()
-    if missing:
-        raise ValueError(f"{what} has no {min(missing)}; {len(missing)} of its {len(own)} tensors are missing.")
-    if left:
-        raise ValueError(f"{what} has {found[min(left)][0]}, which SD2.1 has not.")
-    tensors = {}
-    for name, (key, value) in found.items():
-        if value.shape[: own[name].ndim] != own[name].shape or value.numel() != own[name].numel():
-            raise ValueError(f"{what}: {key} is {tuple(value.shape)}, but SD2.1's {name} is {tuple(own[name].shape)}.")
-        tensors[name] = value.reshape(own[name].shape).float()  # 1x1 convolutions become linear
-    network.load_state_dict(tensors, assign=True)
+def _folder(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    require_sd21(folder, text="text_encoder" in names)
+    states = {}
+    for name in names:
+        files = weights.weight_files(folder / name, "model" if name == "text_encoder" else "diffusion_pytorch_model")
+        if not files:
+            raise ValueError(f"There are no weights in {folder / name}.")
+        states[name] = {key: tensor for file in files for key, tensor in checkpoint.read_state(file).items()}
+    old = re.compile(rf"\.({'|'.join(_OLD)})\.")
+    states["vae"] = {old.sub(lambda m: f".{_OLD[m[1]]}.", key): tensor for key, tensor in states["vae"].items()}
+    return states
+
+
+def _single_file(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by network, under diffusers' and transformers' names."""
+    state = checkpoint.read_state(path)
+    states = {"text_encoder": from_open_clip(state)}
+    try:
+        for name, prefix in PREFIXES.items():
+            states[name] = {diffusers_name(key): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    except ValueError as error:
+        raise ValueError(f"{path} is not SD2.1-base: {error}") from None
+    return states
+
+
+def require_sd21(folder: Path, text: bool = True) -> None:
+    """`ValueError` unless the configurations of a diffusers folder are SD2.1-base's in everything that decides results.
+
+    Without `scheduler/`, which older copies lack, the noise schedule is SD2.1's.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_config(file) if file.is_file() else SCHEDULER
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    refuse_unknown(scheduler, vae, unet, folder)
+    _require_same(scheduler, SCHEDULER, dict.fromkeys(_NOISE), folder / "scheduler")
+    _require_same(unet, UNET, fields("UNet2DConditionModel"), folder / "unet")
+    _require_same(vae, VAE, fields("AutoencoderKL"), folder / "vae")
+    if text:
+        encoder = read_config(folder / "text_encoder" / "config.json")
+        _require_same(encoder, ENCODER, dict.fromkeys(ENCODER), folder / "text_encoder")
+
+
+def _require_same(given: Mapping, wanted: Mapping, defaults: Mapping, where: Path) -> None:
+    """Raises unless every field of `defaults`, which tell what a field left out means, is the same in both."""
+    for field in defaults.keys() - _FREE:
+        found, expected = (json.dumps(config.get(field, defaults[field])) for config in (given, wanted))
+        if found != expected:
+            raise ValueError(f"{where} is not SD2.1-base's: its {field} is {found}, not {expected}.")

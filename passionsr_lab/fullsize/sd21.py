@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..pipeline.configs import read_config, refuse_unknown
 from ..pipeline.onestep import EMBEDDING, OneStepSR
 from ..util.compat import torchvision_importable
 
@@ -66,7 +67,6 @@ def sd21(device: str | torch.device = "meta") -> OneStepSR:
             random initial values (3.8 GB in float32), ready for `load_state_dict`.
 
     Example:
-        >>> from passionsr_lab.sd21 import sd21
         >>> pipe = sd21()
         >>> sum(p.numel() for p in pipe.unet.parameters()), pipe.factor, pipe.prompt_embedding.device.type
         (865910724, 8, 'meta')
@@ -81,18 +81,18 @@ def sd21(device: str | torch.device = "meta") -> OneStepSR:
 
 
 def architecture(model: str | Path) -> OneStepSR:
-    """The pipeline of "sd21", "tiny" or a model folder on the meta device: shapes without weights, for counting.
+    """The pipeline of "sd21", "osediff", "tiny" or a model folder on the meta device: shapes only, for counting.
 
     Of a folder only `unet/config.json`, `vae/config.json` and the shape of the prompt embedding are read.
 
     Raises:
-        ValueError: there is no such folder, or one of these is missing or damaged.
+        ValueError: there is no such folder, or one of these is missing, damaged or not supported.
 
     Example:
         >>> architecture("tiny").factor
         4
     """
-    if str(model) == "sd21":
+    if str(model) in ("sd21", "osediff"):
         return sd21()
     torchvision_importable()
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -101,12 +101,13 @@ def architecture(model: str | Path) -> OneStepSR:
     folder = Path(str(resources.files("passionsr_lab"))) / "tiny" if str(model) == "tiny" else Path(model)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give a model folder, 'sd21' or 'tiny'.")
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    refuse_unknown(SCHEDULER, vae, unet, folder)
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+            networks = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         with safe_open(folder / EMBEDDING, "pt") as file:
             shape = file.get_slice("prompt_embedding").get_shape()
-    except Exception as error:  # diffusers, safetensors and json raise their own kinds, some in many lines
+    except Exception as error:  # diffusers and safetensors raise their own kinds, some in many lines
         raise ValueError(f"{folder} is not a one-step SR model: {str(error).splitlines()[0]}") from error
-    return OneStepSR(unet, vae, DDPMScheduler(**SCHEDULER), torch.empty(shape, device="meta"), name=folder.name)
+    return OneStepSR(*networks, DDPMScheduler(**SCHEDULER), torch.empty(shape, device="meta"), name=folder.name)

@@ -38,35 +38,41 @@ def tagger(tags: str | Path | Callable[[Tensor], str]) -> Callable[[Tensor], str
     """A function LR picture (3, h, w) in [0, 1] -> its tags.
 
     Args:
-        tags: the path of a .csv (see `table`), a string for every picture, or such a function itself.
+        tags: the path of a .csv (see `read_tags`), a string for every picture, or such a function itself.
     """
     if callable(tags):
         return tags
-    return table(tags) if str(tags).endswith(".csv") else lambda picture: str(tags)
+    return read_tags(tags) if str(tags).endswith(".csv") else lambda picture: str(tags)
 
 
-def table(path: str | Path) -> Callable[[Tensor], str]:
+def read_tags(path: str | Path) -> Callable[[Tensor], str]:
     """Tags out of a CSV beside the pictures, with the columns `image` (path from the CSV's folder) and `tags`.
 
     A picture is found by its pixels, so that it may come from anywhere as long as it is the same picture.
 
     Raises:
-        ValueError: columns or pictures are missing; the returned function raises it for a picture without a row.
+        ValueError: columns or pictures are missing, a row has other columns than the head, or one picture has two
+            rows; the returned function raises it for a picture without a row.
     """
-    path = Path(path)
+    path, known = Path(path), {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-        pictures = {_digest(to_tensor(read_image(path.parent / row["image"]))): row["tags"] for row in rows}
+            rows = csv.DictReader(file)
+            for row in rows:
+                if None in row or None in row.values():
+                    raise ValueError(f"{path}, line {rows.line_num}: put tags that have commas into double quotes.")
+                key = _digest(to_tensor(read_image(path.parent / row["image"])))
+                if known.setdefault(key, row["tags"]) != row["tags"]:
+                    raise ValueError(f"{path}, line {rows.line_num}: {row['image']} has had other tags before.")
     except KeyError as error:
         raise ValueError(f"{path} has no column {error}; its columns are image and tags.") from None
     except OSError as error:
         raise ValueError(f"{path} or a picture in it cannot be read: {error}") from None
 
     def tags(picture: Tensor) -> str:
-        if (key := _digest(picture)) not in pictures:
+        if (key := _digest(picture)) not in known:
             raise ValueError(f"{path} has no row for this picture ({picture.shape[2]}x{picture.shape[1]} pixels).")
-        return pictures[key]
+        return known[key]
 
     return tags
 

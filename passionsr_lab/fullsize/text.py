@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,10 @@ ENCODER = {
     "num_attention_heads": 16,
     "max_position_embeddings": 77,
     "hidden_act": "gelu",
-    "pad_token_id": 1,
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
+    "layer_norm_eps": 1e-5,
 }
 START, END = 49406, 49407  # tokens; the padding is 0
-PREFIX = "cond_stage_model.model."
+PREFIX = "cond_stage_model.model."  # of OpenCLIP's names in SD2.1's single file
 _NAMES = {
     "token_embedding.weight": "embeddings.token_embedding.weight",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -34,78 +33,48 @@ _INSIDE = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn": "self_attn", "c
 _UNUSED = ("text_projection", "logit_scale", "attn_mask")
 
 
-# -- the encoder ------------------------------------------------------------------------------------------------------
-
-
-def text_encoder(source: str | Path) -> nn.Module:
-    """SD2.1's text encoder, float32, from a diffusers folder or from the single file.
+def text_encoder(tensors: Mapping[str, Tensor], what: str = "The text encoder") -> nn.Module:
+    """SD2.1's text encoder, float32, from tensors under transformers' names, with or without "text_model." before them.
 
     Raises:
-        ValueError: it is not there, or lacks a tensor; the message names it.
+        ValueError: a tensor does not fit (see `checkpoint.fill`); the message begins with `what`.
     """
-    source = Path(source)
-    return _from_folder(source / "text_encoder") if source.is_dir() else from_open_clip(checkpoint.read(source))
-
-
-def _from_folder(folder: Path) -> nn.Module:
-    torchvision_importable()
-    from transformers import CLIPTextModel
-
-    from ..pipeline.prompt import without_progress_bar
-
-    try:
-        with without_progress_bar():
-            model, report = CLIPTextModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:
-        raise ValueError(f"{folder} is not SD2.1's text encoder: {str(error).splitlines()[0]}") from None
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} has no weights for {sorted(report['missing_keys'])[0]}.")
-    return model.eval().requires_grad_(False)
-
-
-def from_open_clip(state: dict) -> nn.Module:
-    """The text encoder of a single-file checkpoint, whose names are OpenCLIP's."""
     torchvision_importable()
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    state = state.get("state_dict", state)
-    own = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
-    tensors = {}
-    for key, value in own.items():
-        if key not in _UNUSED:
-            tensors |= _renamed(key, value.float())
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(**ENCODER))
-    wanted = {key: key.removeprefix("text_model.") for key in model.state_dict()}
-    missing = [key for key in wanted.values() if key not in tensors]
-    if missing:
-        raise ValueError(f"The checkpoint's text encoder has no {missing[0]} ({len(missing)} tensors are missing).")
-    model.load_state_dict({key: tensors[name] for key, name in wanted.items()}, assign=True)
-    for name, buffer in model.named_buffers():  # position_ids, which no checkpoint holds
-        model.get_submodule(name.rpartition(".")[0]).position_ids = torch.arange(buffer.shape[-1])[None]
-    return model.eval().requires_grad_(False)
+        model = CLIPTextModel(CLIPTextConfig(**ENCODER, pad_token_id=1, bos_token_id=START, eos_token_id=END))
+    prefix = next(iter(model.state_dict())).partition("embeddings.")[0]
+    named = {prefix + name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    positions = f"{prefix}embeddings.position_ids"  # 0, 1, 2...: some files hold them, some do not
+    checkpoint.fill(model, {name: tensor for name, tensor in named.items() if name != positions}, what)
+    model.get_submodule(f"{prefix}embeddings").position_ids = torch.arange(ENCODER["max_position_embeddings"])[None]
+    return model
 
 
-def _renamed(key: str, value: Tensor) -> dict[str, Tensor]:
+def from_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The text encoder in a single file's state, OpenCLIP's but for the last block, under transformers' names."""
+    own = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
+    renamed = [item for key, value in own.items() if key not in _UNUSED for item in _renamed(key, value)]
+    last = f"encoder.layers.{ENCODER['num_hidden_layers']}."
+    return {name: value for name, value in renamed if not name.startswith(last)}
+
+
+def _renamed(key: str, value: Tensor) -> list[tuple[str, Tensor]]:
     """An OpenCLIP tensor under transformers' name; the three projections that share a tensor become three."""
     for old, new in _NAMES.items():
         if key.startswith(old):
-            key = new + key[len(old) :]
-    key = ".".join(_INSIDE.get(part, part) for part in key.split("."))
-    for kind in ("weight", "bias"):
-        if key.endswith(f".in_proj_{kind}"):
-            stem = key.removesuffix(f".in_proj_{kind}")
-            return {f"{stem}.{p}_proj.{kind}": part.clone() for p, part in zip("qkv", value.chunk(3))}
-    return {key: value}
-
-
-# -- the empty prompt -------------------------------------------------------------------------------------------------
+            key = new + key.removeprefix(old)
+    key = ".".join(_INSIDE.get(word, word) for word in key.split("."))
+    stem, joined, kind = key.partition(".in_proj_")
+    if joined:
+        return [(f"{stem}.{side}_proj.{kind}", third) for side, third in zip("qkv", value.chunk(3))]
+    return [(key, value)]
 
 
 def empty_embedding(encoder: nn.Module) -> Tensor:
     """The embedding of the empty prompt, (1, 77, D): start, end, and zeros to the end, as SD2.1's tokenizer gives."""
-    length = encoder.config.max_position_embeddings
-    ids = torch.tensor([[START, END] + [0] * (length - 2)], device=encoder.device)
+    ids = torch.tensor([[START, END] + [0] * (ENCODER["max_position_embeddings"] - 2)], device=encoder.device)
     with torch.no_grad():
         return encoder(ids).last_hidden_state
 
@@ -120,4 +89,6 @@ def read_embedding(path: str | Path) -> Tensor:
     tensors = list(content.values()) if isinstance(content, dict) else [content]
     if [getattr(tensor, "ndim", 0) for tensor in tensors] != [3] or len(tensors[0]) != 1:
         raise ValueError(f"{path} does not hold one tensor (1, tokens, width), an embedding of a prompt.")
+    if not tensors[0].is_floating_point() or not tensors[0].isfinite().all():
+        raise ValueError(f"{path} has values that are not finite numbers; the file is damaged.")
     return tensors[0].float().clone()

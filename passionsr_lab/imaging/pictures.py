@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ..util.files import replacing
+from .decoding import SUFFIXES, grey, opened, require_size, upright
+
 UPSCALE = 4
-
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}  # of the formats that lose something
+LARGEST = {"JPEG": 65_535, "GIF": 65_535, "WEBP": 16_383}  # pixels of an edge
 
 
 def to_tensor(image: Image.Image | Tensor) -> Tensor:
     """Any picture as RGB float32 in [0, 1].
 
-    Grey, palette, RGBA (alpha is dropped) and 16-bit PIL images become (3, H, W); tensors keep their shape, (3, H, W)
-    or (B, 3, H, W).  Raises `ValueError` for other shapes, integer tensors, values outside [0, 1] and NaN.
+    Grey, palette, RGBA (alpha is dropped) and 16-bit PIL images become (3, H, W), turned upright as their EXIF says;
+    tensors keep their shape, (3, H, W) or (B, 3, H, W).  Raises `ValueError` for other shapes, integer tensors, values
+    outside [0, 1], NaN, and PIL images that `decoding` refuses.
 
     Example:
         >>> from PIL import Image
@@ -28,12 +31,12 @@ def to_tensor(image: Image.Image | Tensor) -> Tensor:
         torch.Size([3, 3, 5])
     """
     if isinstance(image, Image.Image):
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            grey = np.asarray(image).astype(np.float32)
-            scale = 65535.0 if image.mode != "F" or grey.max(initial=0) > 1 else 1.0
-            return _checked(torch.from_numpy(grey / scale).expand(3, -1, -1).clone())
-        pixels = np.array(image.convert("RGB"), dtype=np.float32) / 255
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        require_size(*image.size)
+        deep = grey(image)
+        if deep is not None:
+            return _checked(torch.from_numpy(deep).expand(3, -1, -1).clone())
+        pixels = torch.from_numpy(np.array(upright(image).convert("RGB")))  # (H, W, 3)
+        return pixels.permute(2, 0, 1).contiguous().float().div_(255)
     if not isinstance(image, Tensor):
         raise ValueError(f"An image must be a PIL image or a tensor, not {type(image).__name__}.")
     if not image.is_floating_point():
@@ -63,38 +66,62 @@ def to_image(x: Tensor) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A picture file as (3, H, W) in [0, 1]; `ValueError` in one sentence if it is missing or damaged."""
-    try:
-        with Image.open(path) as image:
-            return to_tensor(image)
-    except FileNotFoundError:
-        raise ValueError(f"There is no image at {path}.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace or remove it.") from None
+    """A picture file as (3, H, W) in [0, 1]; `ValueError` in one sentence that names it for all that is refused."""
+    with opened(path) as image:
+        return to_tensor(image)
+
+
+def write_image(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture in the format of the path's suffix; the file is the old one or the new one, never half of it.
+
+    Raises `ValueError` as `writable_format` does, and `OSError` with the path where it cannot be written.
+    """
+    kind = writable_format(path, image.size)
+    with replacing(path) as temporary:
+        image.save(temporary, kind, **QUALITY.get(kind, {}))
+
+
+def writable_format(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
+    """Pillow's name of the format in which a picture of `size` (width, height) is written there.
+
+    Raises `ValueError` for a folder, a device, a suffix that no picture has, and a format that holds no such size.
+    """
+    path = Path(path)
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path} has no suffix of a picture ({', '.join(SUFFIXES)}); choose one of them.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is there already and no file; choose another path for the picture.")
+    if max(size) > LARGEST.get(kind, max(size)):
+        raise ValueError(f"{path}: a {size[0]}x{size[1]} picture is too large for {path.suffix}; write a .png.")
+    return kind
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The picture files directly in `folder`, sorted by name; `ValueError` if there are none."""
+    """The picture files directly in `folder`, sorted by name: regular files that are not hidden, by their suffix.
+
+    Raises `ValueError` if there are none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder.")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = sorted(p for p in folder.iterdir() if _is_picture(p))
     if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}).")
+        rest = left_out(folder)
+        there = f", but {', '.join(rest[:3])}{' ...' * (len(rest) > 3)}" if rest else ""
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)}){there}.")
     return files
+
+
+def left_out(folder: str | Path) -> list[str]:
+    """The names in `folder` that `image_files` does not take, without hidden ones: to be told."""
+    return sorted(p.name for p in Path(folder).iterdir() if not p.name.startswith(".") and not _is_picture(p))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def upsample(x: Tensor, scale: int = UPSCALE) -> Tensor:
     """Bicubic ×`scale` (a = -0.5, as PIL's) of (B, 3, H, W), clamped to [0, 1]."""
     return F.interpolate(x, scale_factor=scale, mode="bicubic", antialias=True).clamp(0, 1)
-
-
-def matching_files(left: str | Path, right: str | Path) -> list[tuple[Path, Path]]:
-    """Files of two folders with the same name; `ValueError` names what only one of them has."""
-    a, b = ({p.name: p for p in image_files(folder)} for folder in (left, right))
-    if a.keys() != b.keys():
-        lone = sorted(a.keys() ^ b.keys())
-        raise ValueError(
-            f"{left} and {right} must hold the same names; only one has {lone[0]} (and {len(lone) - 1} more)."
-        )
-    return [(a[name], b[name]) for name in sorted(a)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,15 @@ def psnr_y(x: Tensor, y: Tensor) -> float:
         >>> round(psnr_y(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), 2)
         1.32
     """
-    return -10 * torch.log10((luma(x.double()) - luma(y.double())).square().mean().clamp_min(1e-10)).item()
+    return _decibels(x, y, luma)
 
 
 def psnr_rgb(x: Tensor, y: Tensor) -> float:
     """Peak signal-to-noise ratio (dB) over all three channels of two images (3, H, W) in [0, 1]."""
-    return -10 * torch.log10((x.double() - y.double()).square().mean().clamp_min(1e-10)).item()
+    return _decibels(x, y, lambda image: image)
+
+
+def _decibels(x: Tensor, y: Tensor, of: Callable[[Tensor], Tensor]) -> float:
+    if x.shape != y.shape:
+        raise ValueError(f"Images of one size are compared, not {tuple(x.shape)} and {tuple(y.shape)}.")
+    return -10 * torch.log10((of(x.double()) - of(y.double())).square().mean().clamp_min(1e-10)).item()

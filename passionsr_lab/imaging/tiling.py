@@ -123,10 +123,10 @@ class Axis:
             at = [place + start * scale for start in self.starts]
             own = torch.stack([((a <= x) & (x < b)).double() for x, a, b in zip(at, edges, edges[1:])])
         total = torch.zeros(self.length * scale, dtype=torch.float64)
-        parts = [total[start * scale :][:size] for start in self.starts]
-        for part, share in zip(parts, own):
-            part += share
-        return torch.stack([share / part for part, share in zip(parts, own)]).float()
+        sums = [total[start * scale :][:size] for start in self.starts]  # views
+        for covered, share in zip(sums, own):
+            covered += share
+        return torch.stack([share / covered for covered, share in zip(sums, own)]).float()
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ def enlarged(lr: Tensor, scale: int, height: int = 32) -> Iterator[Tensor]:
     """
     for top in range(0, lr.shape[-2], height):
         above = max(0, top - MARGIN)
-        part = upsample(lr[..., above : top + height + MARGIN, :], scale)
-        yield part[..., (top - above) * scale :, :][..., : height * scale, :]
+        strip = upsample(lr[..., above : top + height + MARGIN, :], scale)
+        yield strip[..., (top - above) * scale :, :][..., : height * scale, :]
 
 
 def padded(strips: Iterable[Tensor], height: int, width: int) -> Iterator[Tensor]:

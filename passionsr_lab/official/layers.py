@@ -130,10 +130,10 @@ class OfficialAttention(QuantAttention):
     The second ties a calibrated UNet to one number of tokens: to latents of one size.
     """
 
-    def __init__(self, attention: nn.Module, name: str, setting: LayerRecipe):
-        super().__init__(attention, name, setting)
+    def __init__(self, found: QuantAttention, heads: int):
+        super().__init__(found.original, found.channels, found.name, found.setting)
         self.fill_quantizers(OfficialQuantizer)
-        self.transform_qk = HeadScale(attention.heads, attention.to_q.out_features // attention.heads)
+        self.transform_qk = HeadScale(heads, found.channels["q"] // heads)
         self.transform_v = TokenScale()
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -199,8 +199,7 @@ class Released(Slots):
                 q.set_submodule(name, OfficialLayer(found.layer, name, found.setting).to(device))
             else:
                 attention = q.get_submodule(name)
-                attention.set_processor(found.original)
-                attention.set_processor(OfficialAttention(attention, name, found.setting).to(found.place))
+                attention.set_processor(OfficialAttention(found, attention.heads).to(found.place))
         del q.layers
 
     def start(self, layer) -> None:

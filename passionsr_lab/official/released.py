@@ -31,8 +31,8 @@ from .norms import differing_norms, norms
 
 __all__ = ["CORRECTIONS", "Released", "load", "read", "released_recipe", "save"]
 
-MODULES = {"unet": ("unet",), "vae": ("encoder", "decoder")}
-NAMES = {part: f"{part}_ckpt_merge_saw_sep.pth" for part in MODULES}
+MODULES_OF = {"unet": ("unet",), "vae": ("encoder", "decoder")}
+NAMES = {part: f"{part}_ckpt_merge_saw_sep.pth" for part in MODULES_OF}
 BOUNDS = {"x_min": "lower", "x_max": "upper"}
 _QUANTIZERS = {
     "bias_quantizer": "bias_quantizer",
@@ -91,7 +91,7 @@ def read(file: str | Path) -> Released:
         if name is None:
             unknown.append(key)
         else:
-            (found if name.endswith((".weight", ".bias")) else tensors)[name] = value.float()
+            (found if name.endswith((".weight", ".bias")) else tensors)[name] = value.to(torch.float32, copy=True)
     if unknown:
         raise ValueError(f"{file} has {len(unknown)} names that no calibration file has, the first: {unknown[0]!r}.")
     part = "vae" if any(k.startswith(("encoder.", "decoder.")) for k in tensors) else "unet"
@@ -139,8 +139,9 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
             raise ValueError(f"Quantizers per layer: {count} in {r.file}, but {said} in the recipe (split).")
     return replace(
         base, name=f"{base.name.removesuffix(' official')} official",
-        modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES[r.part]),
-        split=tuple(f"{r.part}.*" for r in released if r.split), attention=("unet.*",),
+        modules=tuple(m for r in sorted(released, key=lambda r: r.part == "unet") for m in MODULES_OF[r.part]),
+        split=tuple(f"{r.part}.*" for r in released if r.split),
+        attention=("unet.*",) if any(r.part == "unet" for r in released) else False,
     )  # fmt: skip
 
 
@@ -260,7 +261,7 @@ def save(quantized: QuantizedSR, folder: str | Path, prefix: str = "model.model.
     Raises:
         ValueError: nothing that makes a whole file is quantized or calibrated.
     """
-    whole = [part for part, modules in MODULES.items() if set(modules) <= set(quantized.recipe.modules)]
+    whole = [part for part, modules in MODULES_OF.items() if set(modules) <= set(quantized.recipe.modules)]
     if not whole:
         raise ValueError("A released file holds the whole UNet or the whole VAE; this recipe quantizes neither.")
     files, lost = {}, []

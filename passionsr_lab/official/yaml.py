@@ -1,82 +1,117 @@
 """The YAML files of PassionSR's code, as they are, into this library's own options.
 
-Every key is used, or known to have no use here (`unused` says why), or an error that names it.  Paths are taken as
-they stand, relative to where the command runs.
+Every key that such a file may have is a field below: used, or marked with the reason why it has no use here.  Paths
+are taken as they stand, relative to where the command runs.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as short
+from typing import Annotated, Literal
 
-from ..quantization.recipe import KEEP, OFFICIAL, Recipe, recipe
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-_MODEL = "weights are found by --model (default here: osediff)"
-_UNREAD = "the released code does not read it either"
-_RATE = "rates are relative to ranges here, and fall by a cosine"
-_BLOCK = {  # of Unet and Vae: None marks what is used
-    "quantype": None, "method": None, "layer_type": None, "weight_quant_bits": None, "act_quant_bits": None,
-    "weight_sym": None, "weight_sign": None, "act_sign": None, "act_sym": None, "split": None, "s_alpha": None,
-    "only_weight": _UNREAD,
-}  # fmt: skip
-_TRAIN = {
-    "cali_epochs": None, "loss_function": None, "cali_learning_rate": _RATE, "scheduler.milestones": _RATE,
-    "scheduler.gamma": _RATE, "save_interval": _UNREAD,
-}  # fmt: skip
-_BASIC = {
-    "seed": None, "upscale": None, "process_size": None, "align_method": None, "precision": _UNREAD, "scale": _UNREAD,
-    **dict.fromkeys(("lora_weights_path", "pretrained_model_name_or_path", "config", "ckpt", "context_embedding_path",
-                     "merge_lora"), _MODEL),
-}  # fmt: skip
-_TILE = "encoder and decoder run in the UNet's tiles"
-_STAGES = ("Unet_train", "encoder_train", "decoder_train")
+from ..quantization.recipe import AT_LEAST, Recipe, recipe
+from . import strict_yaml
+
+# -- what a file may hold ----------------------------------------------------------------------------------------------
 
 
-def _under(prefix: str, keys: dict[str, str | None]) -> dict[str, str | None]:
-    return {f"{prefix}.{key}": why for key, why in keys.items()}
+@dataclass(frozen=True)
+class NoUse:
+    """Marks a key that has no use here, with the reason."""
+
+    why: str
 
 
-_SHARED = {
-    "device": "the device is this library's choice",
-    **_under("basic_config", _BASIC),
-    "quantize_config.quantize": None,
-    "quantize_config.only_Unet": None,
-    **_under("quantize_config.Unet", _BLOCK),
-    **_under("quantize_config.Vae", _BLOCK),
-}
-KEYS = {  # by command
-    "calibrate": {
-        **_SHARED,
-        "cali_img_path": None,
-        "act": _UNREAD,
-        "quantize_config.act": _UNREAD,
-        "basic_config.align_method": "calibration does not correct colours",
-        "quantize_config.output_modelpath": None,
-        "quantize_config.cali_batch_size": "ranges are taken from all pairs; a step sees one, as theirs",
-        **_under("quantize_config", _TRAIN),
-        **{key: why for stage in _STAGES for key, why in _under(f"quantize_config.{stage}", _TRAIN).items()},
-    },
-    "upscale": {
-        **_SHARED,
-        "out_dir": None,
-        "dataset": None,
-        "scale": _UNREAD,
-        "basic_config.seed": "nothing is drawn at random",
-        "basic_config.process_size": "pictures of any size are taken as they are",
-        **_under("tile_config", {"latent_tiled_size": None, "latent_tiled_overlap": None,
-                                 "vae_encoder_tiled_size": _TILE, "vae_decoder_tiled_size": _TILE}),
-        "quantize_config.Unet.quant_ckpt": None,
-        "quantize_config.Vae.quant_ckpt": None,
-    },
-}  # fmt: skip
-_ONLY = {  # values without which a file means something that this library does not do
-    "basic_config.upscale": (4,),
-    "quantize_config.{}.quantype": ("PTQ",),
-    "quantize_config.{}.method": ("saw_sep",),
-    "quantize_config.{}.layer_type": ("2Dquant",),
-    **{f"quantize_config.{{}}.{key}": (False,) for key in ("weight_sym", "weight_sign", "act_sign", "act_sym")},
-    **{f"quantize_config.{key}loss_function": ("mse",) for key in ("", *(f"{stage}." for stage in _STAGES))},
-}
+class Keys(BaseModel):
+    """Names and values; other names are refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+def keys(*bases: type[Keys], unused: dict[str, str] | None = None, **used) -> type[Keys]:
+    """A schema.
+
+    Args:
+        unused: reasons to the names, in one string, of keys that may have any value and have no use here.
+        used: names to a type, to (type, default) where the key may be missing, or to the one value that may be given.
+    """
+    none = {n: (Annotated[object, NoUse(why)], None) for why, names in (unused or {}).items() for n in names.split()}
+    one = {n: (Literal[value], value) for n, value in used.items() if isinstance(value, (str, int))}
+    typed = {n: kind if isinstance(kind, tuple) else (kind, ...) for n, kind in used.items() if n not in one}
+    return create_model("Keys", __base__=bases or Keys, **none, **one, **typed)
+
+
+UNREAD = "the released code does not read it either"
+COUNT, BITS = Annotated[int, Field(ge=1, le=1_000_000)], Annotated[int, Field(ge=2, le=16)]
+PLACE = Annotated[str, Field(min_length=1)]
+ALONE, BOTH = "quantize_config.only_Unet is True", "quantize_config.only_Unet is False"
+STAGES = ("Unet_train", "encoder_train", "decoder_train")
+
+Block = keys(
+    weight_quant_bits=BITS, act_quant_bits=BITS, split=bool, s_alpha=(float, 0.5), quantype="PTQ", method="saw_sep",
+    layer_type="2Dquant", weight_sym=False, weight_sign=False, act_sym=False, act_sign=False,
+    unused={UNREAD: "only_weight"},
+)  # fmt: skip
+Training = keys(
+    cali_epochs=COUNT, loss_function="mse",
+    unused={"rates are relative to ranges here, and fall by a cosine": "cali_learning_rate scheduler",
+            UNREAD: "save_interval"},
+)  # fmt: skip
+Calibration = keys(
+    quantize=Literal[True], only_Unet=bool, Unet=Block, output_modelpath=PLACE,
+    unused={"ranges are taken from all pairs; a step sees one, as theirs": "cali_batch_size", UNREAD: "act"},
+)  # fmt: skip
+CalibrationU = keys(Calibration, Training, unused={ALONE: " ".join(("Vae", *STAGES))})
+CalibrationUV = keys(
+    Calibration, Vae=Block, **dict.fromkeys(STAGES, Training), unused={BOTH: " ".join(Training.model_fields)}
+)
+Released = keys(Block, quant_ckpt=PLACE)
+Inference = keys(quantize=bool, only_Unet=bool, unused={"quantize_config.quantize is False": "Unet Vae"})
+InferenceU = keys(Inference, Unet=Released, unused={ALONE: "Vae"})
+InferenceUV = keys(Inference, Unet=Released, Vae=Released)
+Basic = keys(
+    upscale=4,
+    unused={"weights are found by --model (default here: osediff)": "lora_weights_path merge_lora config ckpt"
+            " pretrained_model_name_or_path context_embedding_path", UNREAD: "precision scale"},
+)  # fmt: skip
+File = keys(unused={"the device is this library's choice": "device", UNREAD: "act scale"})
+CalibrationFile = keys(
+    File, cali_img_path=PLACE,
+    basic_config=keys(
+        Basic, seed=(Annotated[int, Field(ge=0, lt=2**32)], 42), process_size=(COUNT, 512),
+        unused={"calibration does not correct colours": "align_method"},
+    ),
+)  # fmt: skip
+InferenceFile = keys(
+    File, out_dir=PLACE, dataset=(Annotated[str, Field(pattern=r"^(\w[\w.-]*)?$")], ""),
+    basic_config=keys(
+        Basic, align_method=(Literal["adain", "wavelet", "nofix"], None),
+        unused={"nothing is drawn at random": "seed", "pictures of any size are taken as they are": "process_size"},
+    ),
+    tile_config=keys(
+        latent_tiled_size=(COUNT, None), latent_tiled_overlap=(Annotated[int, Field(ge=0)], None),
+        unused={"encoder and decoder run in the UNet's tiles": "vae_encoder_tiled_size vae_decoder_tiled_size"},
+    ),
+)  # fmt: skip
+OWN = {"calibrate": "cali_img_path", "upscale": "out_dir"}  # a key that only files for this command have
+
+
+def schema(command: str, content: dict) -> type[Keys]:
+    """What a file for this command may hold, which depends on what it says to quantize."""
+    block = content.get("quantize_config")
+    quantized, alone = (isinstance(block, dict) and block.get(key) is True for key in ("quantize", "only_Unet"))
+    if command == "calibrate":
+        return keys(CalibrationFile, quantize_config=CalibrationU if alone else CalibrationUV)
+    return keys(InferenceFile, quantize_config=(InferenceU if alone else InferenceUV) if quantized else Inference)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -102,134 +137,92 @@ def read(file: str | Path, command: str) -> OfficialConfig:
 
     Raises:
         ValueError: the file is no such file, or keys are unknown, missing, contradict each other, or ask for what this
-            library does not do; the message names them.
+            library does not do; the message names them and their lines.
     """
-    values = _flat(_yaml(file))
-    known = KEYS[command]
-    other = next(c for c in KEYS if c != command)
-    unknown = [key for key in values if key not in known]
-    if unknown and all(key in KEYS[other] for key in values):
-        raise ValueError(f"{file} is a file for `{other}`, not for `{command}` ({unknown[0]}).")
-    if unknown:
-        raise ValueError(f"{file} has keys that the released code's files do not have: {', '.join(unknown)}.")
+    content, lines = strict_yaml.read(file)
+    other = next(c for c in OWN if c != command)
+    if OWN[other] in content and OWN[command] not in content:
+        raise ValueError(f"{file} is a file for `{other}`, not for `{command}` (it has {OWN[other]}).")
     try:
-        return _Reader(values, known).read(command)
+        values = schema(command, content).model_validate(content)
+        return OfficialConfig(calibration(values) if command == "calibrate" else inference(values), _unused(values))
+    except ValidationError as error:
+        raise ValueError(f"{file}{_told(error, lines)}.") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _yaml(file: str | Path) -> dict:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(file).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not a YAML file: {' '.join(str(error).split())}.") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{file} is not a configuration: it must hold names and values.")
-    return content
-
-
-def _flat(content: dict, prefix: str = "") -> dict:
-    """Nested dicts with dotted keys."""
-    flat = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _told(error: ValidationError, lines: dict[str, int]) -> str:
+    """What follows the file's name: all keys that are unknown, or else the first thing that is wrong."""
+    problems = {".".join(map(str, p["loc"])): p for p in error.errors(include_url=False)}
+    unknown = [f"{key} (line {lines[key]})" for key, p in problems.items() if p["type"] == "extra_forbidden"]
+    if unknown:
+        return f" has keys that the released code's files do not have: {', '.join(unknown)}"
+    key = min(problems, key=lambda key: lines.get(key, math.inf))
+    problem = problems[key]
+    if problem["type"] == "missing":
+        return f": {key} is missing"
+    told = re.sub(r"^\w+ should", "here it must", problem["msg"].removesuffix(" or instance of Keys"))
+    return f", line {lines[key]}: {key} is {short(problem['input'])}; {told}"
 
 
-class _Reader:
-    """Takes values by key, and remembers what was taken."""
+def _unused(values: Keys, prefix: str = "") -> dict[str, str]:
+    found = {}
+    for name, info in type(values).model_fields.items():
+        value = getattr(values, name)
+        if isinstance(value, Keys):
+            found |= _unused(value, f"{prefix}{name}.")
+        elif name in values.model_fields_set:
+            found |= {f"{prefix}{name}": mark.why for mark in info.metadata if isinstance(mark, NoUse)}
+    return found
 
-    def __init__(self, values: dict, known: dict):
-        self.values = values
-        self.unused = {key: known[key] for key in values if known[key]}
 
-    def read(self, command: str) -> OfficialConfig:
-        blocks = self._blocks()
-        for pattern, allowed in _ONLY.items():
-            for key in {pattern.format(block) for block in blocks}:
-                if key in self.values and self.values[key] not in allowed and key not in self.unused:
-                    raise ValueError(f"{key} is {self.values[key]!r}; here it can only be {allowed[0]!r}.")
-        options = (self._calibrate if command == "calibrate" else self._upscale)(blocks)
-        return OfficialConfig(options, self.unused)
+# -- in this library's words ------------------------------------------------------------------------------------------
 
-    def _blocks(self) -> list[str]:
-        """The networks that are quantized; the other's block has no use."""
-        key = "quantize_config.only_Unet"
-        only = self._get(key, bool)
-        if not only and not any(k.startswith("quantize_config.Vae.") for k in self.values):
-            raise ValueError(f"{key} is False, but there is no quantize_config.Vae.")
-        if only:
-            self._drop("quantize_config.Vae.", f"{key} is True")
-        return ["Unet"] if only else ["Unet", "Vae"]
 
-    def _calibrate(self, blocks: list[str]) -> dict:
-        if not self._get("quantize_config.quantize", bool):
-            raise ValueError("quantize_config.quantize is False, so there is nothing to calibrate.")
-        own = _STAGES if len(blocks) == 2 else ("",)
-        for stage in {*_STAGES, ""} - {*own}:
-            keys = [f"{stage}.{key}" if stage else key for key in _TRAIN]
-            for key in keys:
-                self._drop(f"quantize_config.{key}", "it belongs to files with the other only_Unet", whole=True)
-        epochs = [self._get(f"quantize_config.{stage}{'.' * bool(stage)}cali_epochs", int) for stage in own]
-        if len(set(epochs)) > 1:
-            told = ", ".join(f"{stage}.cali_epochs {n}" for stage, n in zip(own, epochs))
-            raise ValueError(f"quantize_config has different epochs ({told}); here one number serves all stages.")
-        return {
-            "model": "osediff", "recipe": self._recipe(blocks), "method": "passionsr",
-            "images": self._get("cali_img_path", str), "pairs": None,
-            "out": Path(self._get("quantize_config.output_modelpath", str)), "epochs": epochs[0], "batch": 1,
-            "seed": self._get("basic_config.seed", int, 42),
-            "size": self._get("basic_config.process_size", int, 512),
-        }  # fmt: skip
+def calibration(file: Keys) -> dict:
+    """Options of `calibrate`."""
+    q = file.quantize_config
+    stages = {"cali_epochs": q} if q.only_Unet else {f"{s}.cali_epochs": getattr(q, s) for s in STAGES}
+    epochs = {key: stage.cali_epochs for key, stage in stages.items()}
+    if len({*epochs.values()}) > 1:
+        told = ", ".join(f"{key} {count}" for key, count in epochs.items())
+        raise ValueError(f"quantize_config has different epochs ({told}); here one number serves all stages.")
+    return {
+        "model": "osediff", "recipe": official_recipe(q), "method": "passionsr",
+        "method_options": released_start(q), "images": file.cali_img_path,
+        "pairs": None, "out": Path(q.output_modelpath), "epochs": next(iter(epochs.values())), "batch": 1,
+        "seed": file.basic_config.seed, "size": file.basic_config.process_size,
+    }  # fmt: skip
 
-    def _upscale(self, blocks: list[str]) -> dict:
-        quantize = self._get("quantize_config.quantize", bool)
-        files = [Path(self._get(f"quantize_config.{b}.quant_ckpt", str)) for b in blocks] if quantize else []
-        taken = {"colour": ("basic_config.align_method", str), "tile": ("tile_config.latent_tiled_size", int),
-                 "overlap": ("tile_config.latent_tiled_overlap", int)}  # fmt: skip
-        return {
-            "model": "osediff", "released": files, "recipe": self._recipe(blocks) if quantize else None,
-            "output": Path(self._get("out_dir", str)) / self._get("dataset", str, ""),
-        } | {name: self._get(key, kind) for name, (key, kind) in taken.items() if key in self.values}  # fmt: skip
 
-    def _recipe(self, blocks: list[str]) -> Recipe:
-        """W6A6 for the blocks' bits; a VAE of its own bits is an exception to the UNet's."""
-        bits = [tuple(self._get(f"quantize_config.{b}.{k}_quant_bits", int) for k in ("weight", "act")) for b in blocks]
-        alpha = [self._get(f"quantize_config.{b}.s_alpha", float, 0.5) for b in blocks]
-        if len(set(alpha)) > 1:
-            raise ValueError("quantize_config.Unet.s_alpha and quantize_config.Vae.s_alpha differ; here they are one.")
-        made = recipe("W{}A{}".format(*bits[0]))
-        if bits[-1] != bits[0]:
-            if bits[-1][0] != bits[-1][1]:
-                raise ValueError(
-                    "quantize_config.Vae.weight_quant_bits and .act_quant_bits differ from each other and from the"
-                    " UNet's; here a VAE with bits of its own has as many for weights as for activations."
-                )
-            name = "{} VAE W{}A{}".format(made.name, *bits[-1])
-            made = replace(made, name=name, keep=(("vae.*", bits[-1][0]), *KEEP))
-        split = tuple(f"{b.lower()}.*" for b in blocks if self._get(f"quantize_config.{b}.split", bool))
-        modules = ("encoder", "unet", "decoder") if "Vae" in blocks else ("unet",)
-        return replace(made, **OFFICIAL | {"alpha": alpha[0], "beta": alpha[0]}, split=split, modules=modules)
+def inference(file: Keys) -> dict:
+    """Options of `upscale`; those that the file leaves out are the command's own."""
+    q, basic, tiles = file.quantize_config, file.basic_config, file.tile_config
+    blocks = [] if not q.quantize else [q.Unet] if q.only_Unet else [q.Unet, q.Vae]
+    maybe = {"colour": basic.align_method, "tile": tiles.latent_tiled_size, "overlap": tiles.latent_tiled_overlap}
+    return {
+        "model": "osediff", "released": [Path(block.quant_ckpt) for block in blocks],
+        "recipe": official_recipe(q) if blocks else None, "output": Path(file.out_dir) / file.dataset,
+    } | {name: value for name, value in maybe.items() if value is not None}  # fmt: skip
 
-    def _get(self, key: str, kind: type, *default):
-        """The value of a key; whole numbers count as real ones."""
-        if key not in self.values:
-            if default:
-                return default[0]
-            raise ValueError(f"{key} is missing.")
-        value = self.values[key]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{key} is {value!r}; it must be a {kind.__name__}.")
-        return value
 
-    def _drop(self, start: str, why: str, whole: bool = False) -> None:
-        """Marks a key, or all that start so, as unused."""
-        for key in self.values:
-            if key == start if whole else key.startswith(start):
-                self.unused[key] = why
+def official_recipe(q: Keys) -> Recipe:
+    """The UNet's bits, with the VAE's as an exception where they differ."""
+    unet, vae = q.Unet, q.Unet if q.only_Unet else q.Vae
+    bits, own = ((b.weight_quant_bits, b.act_quant_bits) for b in (unet, vae))
+    made = recipe("W{}A{}".format(*bits))
+    if bits != own:
+        names = [pattern for pattern, _ in AT_LEAST if pattern.startswith("vae.")]
+        made = replace(made, name="{} VAE W{}A{}".format(made.name, *own))
+        made = made.override("vae.*", weight_bits=own[0], act_bits=own[1]).kept(*names, bits=max(8, *own))
+    split = tuple(f"{name}.*" for name, block in (("unet", unet), ("vae", vae)) if block.split)
+    return replace(made, split=split, modules=("unet",) if q.only_Unet else made.modules)
+
+
+def released_start(q: Keys) -> dict:
+    """LET's exponents, as options of the method."""
+    vae = q.Unet if q.only_Unet else q.Vae
+    if q.Unet.s_alpha != vae.s_alpha:
+        raise ValueError("quantize_config.Unet.s_alpha and quantize_config.Vae.s_alpha differ; here they are one.")
+    return {"alpha": q.Unet.s_alpha, "beta": q.Unet.s_alpha, "centre": False}

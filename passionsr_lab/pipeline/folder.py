@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor
 
+from ..util import checkpoint
 from ..util.compat import torchvision_importable
-from .onestep import CONFIG, EMBEDDING, OneStepSR
+from ..util.files import read_json
+from .configs import refuse_unknown
+from .onestep import CONFIG, EMBEDDING, FORMAT, OneStepSR, require_settings
+from .reading import network, owned
+
+CONFIGS = ("scheduler/scheduler_config.json", "vae/config.json", "unet/config.json")
 
 
 def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
@@ -26,7 +29,7 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
             embedding conditions the UNet (PassionSR-FP).
 
     Raises:
-        ValueError: a part is missing or damaged; the message names it.
+        ValueError: something is missing, damaged, not finite or not understood; the message names the file.
 
     Example:
         >>> import tempfile, passionsr_lab as lab
@@ -39,52 +42,50 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     folder = _locate(folder_or_id)
-    config = _read_config(folder)
+    timestep, upscale = _settings(folder / CONFIG)
+    refuse_unknown(*(read_json(_existing(folder / file)) for file in CONFIGS), folder)
     try:
-        unet = part(UNet2DConditionModel, folder / "unet")
-        vae = part(AutoencoderKL, folder / "vae")
-        scheduler = DDPMScheduler.from_pretrained(_existing(folder / "scheduler" / "scheduler_config.json").parent)
-        embedding = load_file(_existing(folder / EMBEDDING))["prompt_embedding"]
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        require_settings(timestep, upscale, scheduler.alphas_cumprod, f"{folder / CONFIG}: ")
+        unet = network(UNet2DConditionModel, folder / "unet")
+        vae = network(AutoencoderKL, folder / "vae")
     except Exception as error:  # every library on this path raises its own kind, some in many lines
         raise ValueError(f"{folder} is not a complete one-step SR model: {str(error).splitlines()[0]}") from error
-    width = unet.config.cross_attention_dim
-    if embedding.ndim != 3 or embedding.shape[-1] != width:
-        raise ValueError(f"{folder / EMBEDDING} is {tuple(embedding.shape)}, but the UNet needs (1, T, {width}).")
-    if config["timestep"] >= len(scheduler.alphas_cumprod):
-        raise ValueError(f"{folder / CONFIG}: the scheduler has {len(scheduler.alphas_cumprod)} timesteps from 0 on.")
+    embedding = _embedding(folder / EMBEDDING, unet.config.cross_attention_dim)
     branch = None
     if prompt:
         from .prompt import PromptBranch
 
         branch = PromptBranch.load(folder)
     name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
-    return owned(OneStepSR(unet, vae, scheduler, embedding, config["timestep"], config["upscale"], branch, name))
+    return owned(OneStepSR(unet, vae, scheduler, embedding, timestep, upscale, branch, name))
 
 
-def owned(pipe: OneStepSR) -> OneStepSR:
-    """Copies the weights out of the files they are mapped from: where they lay there would change the last bits."""
-    for tensor in (*pipe.parameters(), *pipe.buffers()):
-        tensor.data = tensor.data.clone()
-    return pipe
+def _settings(file: Path) -> tuple[int, int]:
+    """Timestep and upscaling; `require_settings` says whether they make sense."""
+    config = read_json(_existing(file))
+    if config.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{file} is of format {config['format']!r}, not {FORMAT}; save the model again.")
+    wrong = config.keys() - {"format"} ^ {"timestep", "upscale"}
+    if wrong:
+        raise ValueError(f'{file} must be like {{"timestep": 999, "upscale": 4}}; {min(wrong)} is missing or unknown.')
+    return config["timestep"], config["upscale"]
 
 
-def part(kind: type, folder: Path) -> nn.Module:
-    """A diffusers model; a weight that the files lack would be random, one too many lost: both are errors."""
-    network, report = kind.from_pretrained(
-        _existing(folder / "config.json").parent, torch_dtype=torch.float32, output_loading_info=True
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} has no weights for {min(report['missing_keys'])}.")
-    if report["unexpected_keys"]:
-        raise ValueError(
-            f"{folder} has weights {min(report['unexpected_keys'])}, which its config.json does not ask for."
-        )
-    return network
+def _embedding(file: Path, width: int) -> Tensor:
+    tensors = checkpoint.read(_existing(file))
+    embedding = tensors.get("prompt_embedding")
+    if len(tensors) != 1 or embedding is None or embedding.ndim != 3 or embedding.shape[-1] != width:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"{file} holds {shapes}, but the UNet needs one prompt_embedding (1, T, {width}).")
+    if not embedding.isfinite().all():
+        raise ValueError(f"{file} has values in prompt_embedding that are not finite; the file is damaged.")
+    return embedding
 
 
 def _existing(file: Path) -> Path:
     if not file.is_file():
-        raise ValueError(f"there is no {file}.")
+        raise ValueError(f"{file.parent} is not a complete part of a one-step SR model: there is no {file}.")
     return file
 
 
@@ -112,16 +113,3 @@ def _locate(folder_or_id: str | Path) -> Path:
         return Path(snapshot_download(str(folder_or_id)))
     except Exception as error:
         raise ValueError(f"{folder_or_id} is neither a folder nor a model the hub can give now: {error}") from error
-
-
-def _read_config(folder: Path) -> dict:
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        timestep, upscale = int(config["timestep"]), int(config["upscale"])
-        if timestep < 0 or upscale < 1:
-            raise ValueError(f"timestep {timestep}, upscale {upscale}")
-        return {"timestep": timestep, "upscale": upscale}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f'{folder / CONFIG} must be a file like {{"timestep": 999, "upscale": 4}} ({error!r}).'
-        ) from None

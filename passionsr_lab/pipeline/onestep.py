@@ -5,8 +5,9 @@ The pipeline is built from the diffusers classes as they are and knows nothing o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
-from typing import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,17 @@ from torch import Tensor, nn
 
 from ..imaging.colour import fixed, require_fix
 from ..imaging.pictures import to_tensor, upsample
-from ..imaging.tiling import Tiling, cropped, enlarged, image_of, in_tiles, padded, tensor_of, thumbnail
+from ..imaging.tiling import Tiling, cropped, enlarged, image_of, tensor_of
 from ..util.files import write_json, write_tensors
 from .path import Segment, segments
-from .shared_norms import SharedNorms
+from .streaming import decoded
 
 CONFIG = "passionsr.json"
 EMBEDDING = "prompt_embedding.safetensors"
-WHOLE = 2**30  # bytes beside the weights: what a small laptop stands
+FORMAT = 1  # of the folder that `save` writes
+UNTILED_BYTES = 2**30  # beside the weights: what a small laptop stands
+MAX_OUTPUT = 2**29  # pixels of a picture that is held: 2 GB in 8 bits
+MAX_UPSCALE = 16
 
 
 class OneStepSR(nn.Module):
@@ -37,6 +41,15 @@ class OneStepSR(nn.Module):
         upscale: the factor between the input and the output image.
         prompt: the branch that PassionSR cuts away (tagger and text encoder), or None.
 
+    The networks compute in the type of their weights, whatever that is; what goes in and out keeps its own, and Eq. 9
+    is computed in float64.
+
+    Attributes:
+        tile: edge of the tiles that "auto" takes, in latent pixels; a quantized pipeline has what it is calibrated on.
+
+    Raises:
+        ValueError: `timestep` or `upscale` is none, or the schedule has no noise level in (0, 1] at `timestep`.
+
     Example:
         >>> import torch, passionsr_lab as lab
         >>> pipe = lab.tiny()
@@ -46,8 +59,10 @@ class OneStepSR(nn.Module):
 
     def __init__(self, unet, vae, scheduler, prompt_embedding: Tensor, timestep=999, upscale=4, prompt=None, name=""):
         super().__init__()
+        require_settings(timestep, upscale, scheduler.alphas_cumprod)
         self.unet, self.vae, self.scheduler, self.prompt = unet, vae, scheduler, prompt
         self.timestep, self.upscale, self.name = timestep, upscale, name
+        self.tile = 64
         self.sources: dict[str, str] = {}  # SHA-256 of the files it was made of, where they are not its own
         self.register_buffer("prompt_embedding", prompt_embedding.float())
         self.eval().requires_grad_(False)
@@ -56,7 +71,8 @@ class OneStepSR(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> scaled latent z_L (B, C, H/f, W/f), the mode of the posterior."""
-        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+        z = self.vae.encode(x.to(_dtype(self.vae))).latent_dist.mode()
+        return z.to(x.dtype) * self.vae.config.scaling_factor
 
     def denoise(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_L -> z_H (B, C, h, w): one UNet step, then Eq. 9."""
@@ -64,12 +80,12 @@ class OneStepSR(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z_H (B, C, h, w) -> image (B, 3, H, W), nominally in [-1, 1], not clamped."""
-        return self.vae.decode(z / self.vae.config.scaling_factor).sample
+        return self.vae.decode((z / self.vae.config.scaling_factor).to(_dtype(self.vae))).sample.to(z.dtype)
 
     def noise(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """The noise that the UNet predicts in z (B, C, h, w) under `condition` (1 or B, T, D)."""
-        condition = self.prompt_embedding if condition is None else condition
-        return self.unet(z, self.timestep, condition.expand(len(z), -1, -1)).sample
+        condition, dtype = self.prompt_embedding if condition is None else condition, _dtype(self.unet)
+        return self.unet(z.to(dtype), self.timestep, condition.to(dtype).expand(len(z), -1, -1)).sample.to(z.dtype)
 
     def clean(self, z: Tensor, noise: Tensor) -> Tensor:
         """Eq. 9, I(z) = (z - sqrt(1 - a) noise) / sqrt(a), in float64: at t = 999 it multiplies errors by 14.6."""
@@ -101,21 +117,27 @@ class OneStepSR(nn.Module):
                 its 8-bit output is one row of tiles.
             colour: "adain" (OSEDiff's default), "wavelet" or "nofix", against the enlarged LR picture.
 
+        Returns:
+            A tensor is float32 in [0, 1]; a PIL image has the colour profile of the given one.
+
         Raises:
-            ValueError: for what `data.to_tensor` refuses, and another `tiling` or `colour`.
+            ValueError: for what `pictures.to_tensor` refuses, another `tiling` or `colour`, and an output of over
+                `MAX_OUTPUT` pixels.
+            FloatingPointError: encoder, UNet or decoder gave NaN or infinite values; the message says which.
         """
         lr = to_tensor(image)
         if isinstance(image, Image.Image):
-            return self.picture(lr, tiling, colour)
+            out = self.picture(lr, tiling, colour)
+            if image.mode == "RGB" and "icc_profile" in image.info:
+                out.info["icc_profile"] = image.info["icc_profile"]
+            return out
         batch = lr if lr.ndim == 4 else lr[None]
-        size = [n * self.upscale for n in batch.shape[-2:]]
-        out = tensor_of(self.strips(batch, tiling, colour), (len(batch), 3, *size))
+        out = tensor_of(self.strips(batch, tiling, colour), (len(batch), 3, *self._output_size(batch)))
         return (out if lr.ndim == 4 else out[0]).to(image.device)
 
     def picture(self, lr: Tensor, tiling: Tiling | str | None = "auto", colour: str = "nofix") -> Image.Image:
         """LR (3, H, W) in [0, 1] -> an 8-bit PIL image; arguments and errors as for a call."""
-        strips = self.strips(lr[None], tiling, colour, torch.float16)
-        return image_of(strips, *(n * self.upscale for n in lr.shape[-2:]))
+        return image_of(self.strips(lr[None], tiling, colour, torch.float16), *self._output_size(lr[None]))
 
     @torch.no_grad()
     def strips(self, lr: Tensor, tiling="auto", colour="nofix", keep=torch.float32) -> Iterator[Tensor]:
@@ -125,21 +147,19 @@ class OneStepSR(nn.Module):
         """
         require_fix(colour)
         tiling = self._tiling(tiling, len(lr) * lr.shape[-2], lr.shape[-1])
-        size, device = [n * self.upscale for n in lr.shape[-2:]], self.prompt_embedding.device
-        condition = self.prompt(lr.to(device)) if self.prompt is not None else None
-        if tiling is None:
-            strips = [self.restore(self.prepare(lr.to(device)), condition)]
-        else:
-            whole = [n + -n % self.multiple for n in size]
-            x = (strip.to(device) * 2 - 1 for strip in padded(enlarged(lr, self.upscale), *whole))
-            steps = self.encode, lambda z: self.denoise(z, condition), self.decode
-            if tiling.shared:
-                small = self.prepare(thumbnail(lr, tiling.tile * self.factor // self.upscale).to(device))
-                norms = SharedNorms(self, lambda: self.restore(small, condition))
-                steps = map(norms.using, steps)
-            strips = in_tiles(x, *whole, tiling, *steps, self.factor, self.multiple // self.factor)
-        strips = ((strip / 2 + 0.5).clamp(0, 1) for strip in cropped(strips, *size))
+        size = [n * self.upscale for n in lr.shape[-2:]]
+        strips = ((strip.float() / 2 + 0.5).clamp(0, 1) for strip in cropped(decoded(self, lr, tiling), *size))
         yield from fixed(strips, enlarged(lr, self.upscale), colour, *size, keep)
+
+    def _output_size(self, lr: Tensor) -> list[int]:
+        """Height and width of the output for LR (B, 3, h, w)."""
+        size = [n * self.upscale for n in lr.shape[-2:]]
+        if (pixels := len(lr) * size[0] * size[1]) > MAX_OUTPUT:
+            raise ValueError(
+                f"The output would be {size[1]}x{size[0]}, in all {pixels:,} pixels, more than {MAX_OUTPUT:,};"
+                " cut the picture, or take `strips` one by one."
+            )
+        return size
 
     def _tiling(self, tiling: Tiling | str | None, height: int, width: int) -> Tiling | None:
         if tiling == "auto":
@@ -151,17 +171,17 @@ class OneStepSR(nn.Module):
     @property
     def tiling(self) -> Tiling:
         """The tiles that "auto" takes."""
-        return Tiling()
+        return Tiling(self.tile)
 
     def fits_whole(self, height: int, width: int) -> bool:
-        """Whether an LR picture of this size needs no tiles: it is within one, or takes less than `WHOLE` bytes.
+        """Whether an LR picture of this size needs no tiles: it is within one, or takes less than `UNTILED_BYTES`.
 
         The most is held where the decoder has the image's size and not yet its fewest channels: measured on the
         embedded model, eight such tensors at once.
         """
         pixels = height * width * self.upscale**2
         channels = self.vae.config.block_out_channels[:2][-1]
-        return pixels <= (self.tiling.tile * self.factor) ** 2 or 8 * 4 * channels * pixels <= WHOLE
+        return pixels <= (self.tiling.tile * self.factor) ** 2 or 8 * 4 * channels * pixels <= UNTILED_BYTES
 
     def prepare(self, lr: Tensor) -> Tensor:
         """LR (B, 3, h, w) in [0, 1] -> bicubic ×4 in [-1, 1], its border repeated to a multiple of `self.multiple`."""
@@ -186,17 +206,36 @@ class OneStepSR(nn.Module):
         pruned = OneStepSR(
             self.unet, self.vae, self.scheduler, self.prompt_embedding, self.timestep, self.upscale, None, self.name
         )
-        pruned.sources = dict(self.sources)
+        pruned.sources, pruned.tile = dict(self.sources), self.tile
         return pruned
 
     def save(self, folder: str | Path) -> Path:
         """Writes the folder that `load` reads: diffusers layout, prompt embedding, `passionsr.json`."""
         folder = Path(folder)
-        for part in ("unet", "vae", "scheduler"):
-            getattr(self, part).register_to_config(_name_or_path="")  # not the folder that it was loaded from
-            getattr(self, part).save_pretrained(folder / part)
+        for name in ("unet", "vae", "scheduler"):
+            saved = getattr(self, name)
+            saved.register_to_config(_name_or_path="")  # not the folder that it was loaded from
+            saved.save_pretrained(folder / name)
         write_tensors(folder / EMBEDDING, {"prompt_embedding": self.prompt_embedding})
         if self.prompt is not None:
             self.prompt.save(folder)
-        write_json(folder / CONFIG, {"timestep": self.timestep, "upscale": self.upscale})
+        write_json(folder / CONFIG, {"format": FORMAT, "timestep": self.timestep, "upscale": self.upscale})
         return folder
+
+
+def require_settings(timestep: int, upscale: int, alphas_cumprod: Tensor, where: str = "") -> None:
+    """`ValueError` unless both are whole numbers that make sense and the noise level at `timestep` is in (0, 1].
+
+    `where` is what the message begins with.
+    """
+    steps = len(alphas_cumprod)
+    for name, value, low, high in (("timestep", timestep, 0, steps - 1), ("upscale", upscale, 1, MAX_UPSCALE)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            raise ValueError(f"{where}{name} is a whole number from {low} to {high}, not {value!r}.")
+    level = float(alphas_cumprod[timestep])
+    if not 0 < level <= 1:
+        raise ValueError(f"{where}alphas_cumprod is {level} at timestep {timestep}, but Eq. 9 divides by its root.")
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype

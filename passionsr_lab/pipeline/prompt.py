@@ -6,7 +6,7 @@ direction.  The tags become a prompt, the prompt an embedding (B, T, D) that con
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..util.compat import torchvision_importable
-from ..util.files import write_json, write_tensors
+from ..util.files import read_json, write_json, write_tensors
+from .configs import refuse_non_finite
+from .reading import variant
 
 TAGS = (
     *("dark", "bright", "flat", "contrasty", "grey", "vivid"),
@@ -25,6 +27,7 @@ TAGS = (
     *("smooth", "textured", "busy", "horizontal", "vertical"),
 )
 LENGTH = 16  # tokens in a prompt; CLIP has 77
+_tokenizing = threading.Lock()  # a tokenizer keeps its padding between calls
 
 
 def measure_tags(image: Tensor) -> Tensor:
@@ -55,7 +58,8 @@ class Tagger(nn.Sequential):
         )
 
     def forward(self, lr: Tensor) -> Tensor:
-        return super().forward(F.interpolate(lr, (64, 64), mode="bilinear", antialias=True) * 2 - 1)
+        x = F.interpolate(lr, (64, 64), mode="bilinear", antialias=True) * 2 - 1
+        return super().forward(x.to(self[0].weight.dtype))
 
 
 class PromptBranch(nn.Module):
@@ -76,7 +80,8 @@ class PromptBranch(nn.Module):
 
     def embed(self, prompts: list[str]) -> Tensor:
         """Prompts -> last hidden state of the text encoder, (B, T, D)."""
-        ids = self.tokenizer(prompts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
+        with _tokenizing:
+            ids = self.tokenizer(prompts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         return self.text_encoder(ids.input_ids.to(self.text_encoder.device)).last_hidden_state
 
     def save(self, folder: Path) -> None:
@@ -93,14 +98,28 @@ class PromptBranch(nn.Module):
         from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
         try:
-            tagger = Tagger(json.loads((folder / "tagger" / "config.json").read_text())["width"])
-            tagger.load_state_dict(load_file(folder / "tagger" / "model.safetensors"))
+            tagger = _load_tagger(folder / "tagger")
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+            encoder = folder / "text_encoder"
+            options = {"dtype": torch.float32, "variant": variant(encoder, "model"), "output_loading_info": True}
             with without_progress_bar():
-                text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-        except Exception as error:
-            raise ValueError(f"{folder} has no complete prompt branch: {error}") from error
-        return cls(tagger.float(), tokenizer, text_encoder)
+                text_encoder, report = CLIPTextModel.from_pretrained(encoder, **options)
+            if report["missing_keys"]:
+                raise ValueError(f"{encoder} has no weights for {min(report['missing_keys'])}.")
+            refuse_non_finite(text_encoder, encoder)
+        except Exception as error:  # every library on this path raises its own kind, some in many lines
+            raise ValueError(f"{folder} has no complete prompt branch: {str(error).splitlines()[0]}") from error
+        return cls(tagger, tokenizer, text_encoder)
+
+
+def _load_tagger(folder: Path) -> Tagger:
+    config = read_json(folder / "config.json")
+    if config.keys() != {"width", "tags"} or config["tags"] != list(TAGS):
+        raise ValueError(f"{folder} is a tagger of other tags than this library's.")
+    tagger = Tagger(config["width"])
+    tagger.load_state_dict(load_file(folder / "model.safetensors"))
+    refuse_non_finite(tagger, folder)
+    return tagger.float()
 
 
 @contextmanager

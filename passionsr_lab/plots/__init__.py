@@ -2,49 +2,31 @@
 
     from passionsr_lab import plots
 
-    fig = plots.loss_curves(records)
+    fig = plots.loss_curves(records, caption={"model": "tiny", "method": "PassionSR", "pairs": 16, "seed": 0})
     plots.save(fig, "figure5")                 # figures/figure5.pdf and .png, the same bytes on every run
 
-Widths are CVPR's (`COLUMN`, `PAGE`, in inches); the style is `passionsr_lab/plots/paper.mplstyle`.
+Every function takes a title (`heading`), most a width in inches (CVPR's `COLUMN` and `PAGE`), and all a `caption`: a
+small line below, from a text or from names and values.  A frame that lacks a column or has no rows is a `ValueError`.
+Modules and methods have one colour each in all figures (`colours`); the style is `plots/paper.mplstyle`.
 """
 
-from .base import COLUMN, PAGE, save
+from .base import COLUMN, PAGE
+from .colours import method_colour, module_colour
 from .curves import curves, maps
+from .histograms import histogram, histograms
 from .panels import boundary_panels, layer_panels, scale_panels
 from .pictures import Box, comparison
-from .quantizers import error_grid, error_surface, histogram, histograms, quantizer_curve
+from .points import ablation, intervals
+from .quantizers import error_grid, error_surface, quantizer_curve
 from .ranges import activations, channel_ranges, layer_ranges, scales
-from .results import ablation, propagation, sensitivity
-from .scores import intervals, shares
+from .results import propagation, sensitivity, shares
+from .saving import save
 from .split import split
 from .training import loss_curves, quality_over_time
 
 __all__ = [
-    "COLUMN",
-    "PAGE",
-    "Box",
-    "ablation",
-    "activations",
-    "boundary_panels",
-    "channel_ranges",
-    "comparison",
-    "curves",
-    "error_grid",
-    "error_surface",
-    "histogram",
-    "histograms",
-    "intervals",
-    "layer_panels",
-    "layer_ranges",
-    "loss_curves",
-    "maps",
-    "propagation",
-    "quality_over_time",
-    "quantizer_curve",
-    "save",
-    "scale_panels",
-    "scales",
-    "sensitivity",
-    "shares",
-    "split",
-]
+    "COLUMN", "PAGE", "Box", "ablation", "activations", "boundary_panels", "channel_ranges", "comparison", "curves",
+    "error_grid", "error_surface", "histogram", "histograms", "intervals", "layer_panels", "layer_ranges",
+    "loss_curves", "maps", "method_colour", "module_colour", "propagation", "quality_over_time", "quantizer_curve",
+    "save", "scale_panels", "scales", "sensitivity", "shares", "split",
+]  # fmt: skip

@@ -1,76 +1,72 @@
-"""What all figures share: widths, colours, layout, and saving so that a second run writes the same bytes."""
+"""What all figures share: widths, layout, titles, names of lines, and what is asked of a frame."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ..util.files import replacing
+from .colours import GREY, MODULE_COLOURS, PALE
 
 COLUMN, PAGE = 3.25, 6.875  # inches: CVPR's column and text width
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")  # Okabe and Ito, no yellow
-MARKERS, LINES = "os^Dv<P>", ("-", "--", "-.", ":")
-ACCENT, GREY = PALETTE[3], "#6e6e6e"
-METADATA = {
-    "pdf": {"Creator": "passionsr_lab", "Producer": "matplotlib", "CreationDate": None},
-    "png": {"Software": "passionsr_lab"},
-    "svg": {"Creator": "passionsr_lab", "Date": None},
-}
+FEW = 6  # lines that are named at their ends; more of them have a legend
+END = "name at the end of a line"  # gid of such a text
+CAPTION = inspect.Parameter("caption", inspect.Parameter.KEYWORD_ONLY, default="", annotation="str | Mapping")
 
 
 def drawn(function: Callable) -> Callable:
     """Decorator: the function builds its figure in the paper's style, whatever the user's settings are.
 
-    The layout is computed once and then fixed: matplotlib starts each from the last one, so that saving twice, or
-    showing and then saving, would differ in the last digits.
+    Adds the argument `caption`: a small line below, from a text or from names and values (model, method, widths,
+    pairs, steps, seeds).  The layout is computed once and then fixed, so that saving twice, or showing and then
+    saving, gives the same bytes.
     """
 
     @functools.wraps(function)
-    def styled(*args, **kwargs):
+    def styled(*args, caption: str | Mapping = "", **kwargs):
         from .canvas import paper
 
         with paper():
             fig = function(*args, **kwargs)
             fig.fix_layout()
+            if isinstance(caption, Mapping):
+                caption = " · ".join(
+                    f"{name} {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in caption.items()
+                )
+            if caption:
+                fig.add_caption(caption)
             return fig
 
+    signature = inspect.signature(function)
+    styled.__signature__ = signature.replace(parameters=[*signature.parameters.values(), CAPTION])
     return styled
 
 
-def look(i: int) -> dict:
-    """Colour, marker and line style of the i-th thing compared: told apart without colour too."""
-    return {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "linestyle": LINES[i % len(LINES)]}
+def figure(heading: str, width: float, height: float, rows: int = 1, cols: int = 1, **options):
+    """(figure, (rows, cols) array of axes), in inches, under its heading; `options` as for `Figure.subplots`.
 
-
-def figure(width: float, height: float, rows: int = 1, cols: int = 1, **options):
-    """(figure, (rows, cols) array of axes), in inches; `options` as for `Figure.subplots`."""
+    With 0 rows there are no axes and no layout: the caller places its own.
+    """
     from .canvas import PaperFigure
 
-    fig = PaperFigure(figsize=(width, height), layout="constrained")
-    return fig, fig.subplots(rows, cols, squeeze=False, **options)
+    fig = PaperFigure(figsize=(width, height), layout="constrained" if rows else None)
+    fig.suptitle("\n".join(title_lines(heading, width)), x=0.01, ha="left")
+    return fig, fig.subplots(rows, cols, squeeze=False, **options) if rows else None
 
 
-def figure_without_axes(width: float, height: float):
-    """A figure, in inches, whose axes the caller places."""
-    from .canvas import PaperFigure
-
-    return PaperFigure(figsize=(width, height))
+def title_lines(text: str, width: float) -> list[str]:
+    """The lines of a title in a figure of this width (inches)."""
+    return wrapped(text, 16.5 * width)
 
 
-def title(fig, text: str) -> None:
-    """What is compared, above everything, in as many lines as the width asks for."""
-    fig.suptitle("\n".join(wrapped(text, fig.get_figwidth())), x=0.01, ha="left")
-
-
-def wrapped(text: str, width: float) -> list[str]:
-    """The lines of a title in a figure of this width (inches), broken at spaces and inside dotted names."""
+def wrapped(text: str, characters: float) -> list[str]:
+    """Lines of at most so many characters, broken at spaces and inside dotted names."""
     lines = [""]
-    for piece in re.split(r"(?<=\s)|(?<=\w\.)(?=[A-Za-z])", text):
-        if len(lines[-1] + piece.rstrip()) > 16.5 * width and lines[-1]:
+    for word in re.split(r"(?<= )|(?<=\w\.)(?=[A-Za-z])", text):
+        if len(lines[-1] + word.rstrip()) > characters and lines[-1]:
             lines.append("")
-        lines[-1] += piece
+        lines[-1] += word
     return [line.rstrip() for line in lines]
 
 
@@ -85,14 +81,28 @@ def legend(fig, handles: Iterable, labels: Iterable[str] | None = None) -> None:
         box.remove()
 
 
+def name_lines(ax, lines: Sequence) -> None:
+    """Names each line at its right end in its colour where lines are few; otherwise in a legend."""
+    if len(lines) > FEW:
+        return legend(ax.figure, lines)
+    for line in lines:
+        points = [(x, y) for x, y in zip(*line.get_data()) if y == y]
+        text = "\n".join(wrapped(line.get_label(), 14))
+        style = {"color": line.get_color(), "fontsize": 6, "va": "center", "linespacing": 1, "gid": END}
+        where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(text, (1, points[-1][1] if points else 0), (4, 0), **where, **style)
+
+
 def bands(ax, spans: Sequence[tuple[str, float, float]]) -> None:
     """Shades every second span (name, begin, end) of the x axis and names them all above the axes."""
     for i, (_, begin, end) in enumerate(spans):
-        ax.axvspan(begin, end, color="#f0f0f0" if i % 2 == 0 else "none", zorder=0, linewidth=0)
+        ax.axvspan(begin, end, color=PALE if i % 2 == 0 else "none", zorder=0, linewidth=0)
     top = ax.secondary_xaxis("top")
     top.set_xticks([(begin + end) / 2 for _, begin, end in spans], [name for name, *_ in spans])
-    top.tick_params(length=0, pad=1, labelcolor=GREY)
+    top.tick_params(length=0, pad=1)
     top.spines["top"].set_visible(False)
+    for label, (name, *_) in zip(top.get_xticklabels(), spans):
+        label.set_color(MODULE_COLOURS.get(name, GREY))
 
 
 def log_axis(axis) -> None:
@@ -123,36 +133,3 @@ def keys(frame, column: str) -> list:
     present = frame[column].dropna().unique()
     categories = getattr(frame[column].dtype, "categories", None)
     return list(present) if categories is None else [c for c in categories if c in set(present)]
-
-
-def save(fig, name: str, folder: str | Path = "figures", formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
-    """Writes `folder/name.pdf` and `.png`, each atomically; the paths.
-
-    The same figure gives the same bytes on every run: no dates, fixed metadata, embedded TrueType fonts.
-
-    Args:
-        fig: a Figure; its size is its size on paper, nothing is cropped.
-        name: without a suffix.
-        folder: made when missing.
-        formats: some of "pdf", "png", "svg".
-
-    Raises:
-        ValueError: an unknown format.
-        OSError: the file cannot be written; what was there stays.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [path.name for path in save(figure(COLUMN, 2)[0], "empty", folder)]
-        ['empty.pdf', 'empty.png']
-    """
-    unknown = [f for f in formats if f not in METADATA]
-    if unknown:
-        raise ValueError(f"formats are some of {', '.join(METADATA)}, not {unknown[0]!r}.")
-    from .canvas import paper
-
-    paths = [Path(folder) / f"{name}.{suffix}" for suffix in formats]
-    for path, suffix in zip(paths, formats):
-        with replacing(path) as temporary, paper():
-            fig.savefig(temporary, format=suffix, metadata=METADATA[suffix])
-    return paths

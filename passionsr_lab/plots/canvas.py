@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
+
+from .base import END, wrapped
+from .colours import GREY
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 
@@ -32,10 +36,31 @@ class PaperFigure(Figure):
             super().draw(renderer)
 
     def fix_layout(self) -> None:
-        """Places axes, labels and legends now and for good."""
-        if self.get_layout_engine() is not None:
-            self.get_layout_engine().execute(self)
+        """Places axes, labels and legends now and for good: matplotlib would start the next layout from this one."""
+        engine = self.get_layout_engine()
+        if engine is not None:
+            engine.execute(self)
+            wrapped = [_wrap_labels(ax) for ax in self.axes]
+            if any(wrapped):
+                engine.execute(self)
             self.set_layout_engine("none")
+        for ax in self.axes:
+            _part_labels(ax)
+
+    def add_caption(self, text: str) -> None:
+        """Writes small lines below everything; the figure grows by their height."""
+        lines = wrapped(text, 20 * self.get_figwidth())
+        old, extra = self.get_figheight(), 0.05 + 0.1 * len(lines)
+        new = old + extra
+        places = [(ax, ax.get_position(original=True)) for ax in self.axes]
+        self.set_figheight(new)
+        for ax, box in places:
+            ax.set_position((box.x0, (box.y0 * old + extra) / new, box.width, box.height * old / new))
+        for written in self.texts:
+            written.set_y((written.get_position()[1] * old + extra) / new)
+        for legend in self.legends:
+            legend.set_bbox_to_anchor((0, extra / new, 1, old / new), transform=self.transFigure)
+        self.text(0.01, 0.03 / new, "\n".join(lines), fontsize=6, color=GREY, va="bottom", linespacing=1.1)
 
     def savefig(self, *args, **kwargs) -> None:
         """Figure.savefig in the paper's style."""
@@ -47,3 +72,36 @@ class PaperFigure(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=self.dpi, metadata={"Software": None})
         return buffer.getvalue()
+
+
+def _wrap_labels(ax) -> bool:
+    """Breaks the axes' labels and title where they are longer than the axes; whether any was."""
+    box, found = ax.get_window_extent(), False
+    for text in (ax.xaxis.label, ax.yaxis.label, ax.set_title(ax.get_title("left"))):
+        own, upright = text.get_window_extent(), text.get_rotation() == 90
+        length, room = (own.height, box.height) if upright else (own.width, box.width)
+        if length > room:
+            whole = text.get_text().replace("\n", " ")
+            text.set_text("\n".join(wrapped(whole, len(whole) * room / length)))
+            found = True
+    return found
+
+
+def _part_labels(ax) -> None:
+    """Moves the names at the ends of lines up and down, as little as possible, until none touches another."""
+    labels = [(t.get_window_extent(), t) for t in ax.texts if t.get_gid() == END]
+    labels.sort(key=lambda pair: pair[0].y0)
+    if not labels:
+        return
+    inside, heights = ax.get_window_extent(), np.array([box.height + 1 for box, _ in labels])
+    middles = np.array([(box.y0 + box.y1) / 2 for box, _ in labels])
+    offsets = np.cumsum(heights) - heights / 2  # of the middles, were all of them stacked
+    blocks = []
+    for place in middles.clip(inside.y0, inside.y1) - offsets:
+        blocks.append([place])
+        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    found = np.concatenate([[np.mean(block)] * len(block) for block in blocks]) + offsets
+    found += min(0, inside.y1 - found[-1] - heights[-1] / 2)
+    for (_, text), move in zip(labels, (found - middles) * 72 / ax.figure.dpi):
+        text.set_position((text.get_position()[0], move))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import ACCENT, COLUMN, GREY, PAGE, drawn, figure, keys, legend, log_axis, look, require, title, wrapped
+from .base import COLUMN, PAGE, drawn, figure, keys, log_axis, name_lines, require, wrapped
+from .colours import ACCENT, GREY, looks
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,76 +26,76 @@ def curves(
     mark: float | None = None,
     width: float = COLUMN,
 ):
-    """One curve of `y` against `x` for every value of the column `by`.
+    """One curve of `y` against `x` for every value of the column `by`; several rows of one x are its seeds.
 
     Args:
-        frame: one row per point.
+        frame: one row per point; of several with the same x the mean is drawn, and a band of one standard deviation.
         labels: of the two axes, with units; by default the columns' names.
-        heading, width: title and inches.
         log: which of "x" and "y" are logarithmic; values that are not positive are left out there.
         mark: an x at which a vertical line is drawn.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> frame = pd.DataFrame({"bits": [2, 4, 2, 4], "db": [6, 18, 8, 20], "method": ["a", "a", "b", "b"]})
-        >>> [text.get_text() for text in curves(frame, "bits", "db", "method").legends[0].texts]
-        ['a', 'b']
     """
     require(frame, x, y, *([by] if by else []))
-    fig, axes = figure(width, 2.2)
-    ax, lines, every = axes[0, 0], [], keys(frame, by) if by else [None]
-    for i, key in enumerate(every):
+    labels, every, lines = (labels[0] or x, labels[1] or y), keys(frame, by) if by else [y], []
+    fig, axes = figure(heading or f"{labels[1]} against {labels[0]}", width, 2.2)
+    ax = axes[0, 0]
+    for above, key, style in zip(reversed(range(len(every))), every, looks(by, every)):
         own = frame if by is None else frame[frame[by] == key]
-        above = len(every) - 1 - i  # curves that may lie on this one: its hollow marks show around theirs
-        style = look(i) | ({"marker": ""} if len(own) > 40 else {"ms": 3 + 1.5 * above})
-        style |= {"mfc": "none"} if above else {}
-        lines += ax.plot(own[x], own[y], **style, label=str(key))
+        lines.append(draw_curve(ax, own, own[x].duplicated().any(), x, y, style, str(key), above))
     for name in log:
         log_axis(getattr(ax, f"{name}axis"))
     if mark is not None:
         ax.axvline(mark, color=ACCENT, linewidth=0.8, linestyle="--", zorder=1)
-    ax.set(xlabel=labels[0] or x, ylabel=labels[1] or y)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
     if by:
-        legend(fig, lines)
-    title(fig, heading or f"{labels[1] or y} against {labels[0] or x}")
+        name_lines(ax, lines)
     return fig
+
+
+def draw_curve(ax, own: DataFrame, seeds: bool, x: str, y: str, style: dict, label: str, above: int = 0):
+    """The line of one curve: with `seeds` the mean of several values per x, in a band of one standard deviation.
+
+    `above` curves may lie on this one: its marks are hollow and larger, so that they show around theirs.
+    """
+    import seaborn
+
+    many = own[x].nunique() > 40
+    style = style | ({"marker": ""} if many else {"ms": 3 + 1.5 * above}) | ({"mfc": "none"} if above else {})
+    if not seeds:
+        return ax.plot(own[x], own[y], **style, label=label)[0]
+    style |= {"mec": style["color"], "label": label, "legend": False}
+    seaborn.lineplot(own, x=x, y=y, errorbar=deviation, **style, ax=ax)
+    return ax.lines[-1]
+
+
+def deviation(values) -> tuple[float, float]:
+    """Mean minus and plus one standard deviation over seeds, as the tables have it (not n - 1)."""
+    return values.mean() - values.std(ddof=0), values.mean() + values.std(ddof=0)
 
 
 @drawn
 def maps(arrays: Mapping[str, np.ndarray], label: str, heading: str, floor: float | None = None, width: float = PAGE):
-    """Numbers per pixel side by side, on one colour scale, with each map's largest value under it.
+    """Numbers per pixel side by side, on one colour scale, with each map's largest value over it.
 
     Args:
-        arrays: name -> (H, W).
+        arrays: name -> (H, W); `ValueError` for none, or another shape.
         label: what the numbers are, with their unit.
-        heading, width: title and inches.
         floor: the smallest value shown on a logarithmic scale; None makes the scale linear.
-
-    Raises:
-        ValueError: there are no arrays, or one is not two-dimensional.
-
-    Example:
-        >>> fig = maps({"a": np.eye(3), "b": np.zeros((3, 3))}, "error", "Two errors")
-        >>> [ax.get_title("left") for ax in fig.axes[:2]]
-        ['a:\\nat most 1', 'b:\\nat most 0']
     """
+    import seaborn
     from matplotlib.colors import LogNorm, Normalize
 
     arrays = {name: np.asarray(a, float) for name, a in arrays.items()}
     if not arrays or any(a.ndim != 2 for a in arrays.values()):
         raise ValueError("Maps are (H, W) arrays, at least one.")
     top = max(a.max() for a in arrays.values()) or 1.0
-    norm = Normalize(0, top) if floor is None else LogNorm(floor, max(top, 10 * floor))
-    fig, axes = figure(width, 0.85 * width / len(arrays) + 0.3, 1, len(arrays))
+    norm = Normalize(0, top) if floor is None else LogNorm(floor, max(top, 10 * floor), clip=True)
+    fig, axes = figure(heading, width, 0.85 * width / len(arrays) + 0.3, 1, len(arrays))
     for ax, (name, array) in zip(axes[0], arrays.items()):
-        mesh = ax.imshow(array if floor is None else np.maximum(array, floor), norm=norm, interpolation="nearest")
+        seaborn.heatmap(array, norm=norm, cmap="cividis", cbar=False, square=True, rasterized=True, ax=ax)
         ax.set(xticks=[], yticks=[])
-        lines = wrapped(f"{name}:", 0.8 * width / len(arrays))
-        ax.set_title("\n".join([*lines, f"at most {array.max():.2g}"]))
+        ax.set_title("\n".join([*wrapped(f"{name}:", 13 * width / len(arrays)), f"at most {array.max():.2g}"]))
         ax.spines[:].set(visible=True, color=GREY, linewidth=0.4)
-    fig.colorbar(mesh, ax=list(axes[0]), label=label, pad=0.02, shrink=0.9).outline.set_linewidth(0.4)
-    title(fig, heading)
+    fig.colorbar(axes[0, 0].collections[0], ax=list(axes[0]), label=label, pad=0.02, shrink=0.9).outline.set_linewidth(
+        0.4
+    )
     return fig

@@ -6,27 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import (
-    ACCENT,
-    COLUMN,
-    GREY,
-    MARKERS,
-    PAGE,
-    PALETTE,
-    bands,
-    drawn,
-    figure,
-    keys,
-    legend,
-    log_axis,
-    require,
-    title,
-)
+from .base import COLUMN, PAGE, bands, drawn, figure, keys, legend, log_axis, require
+from .colours import ACCENT, GREY, PALETTE, module_colour
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LAYERS = "layer, in network order"
+SPREAD = "box: 25–75 % of channels, line: median, whiskers: 1–99 %"
+BOXES = {"native_scale": True, "dodge": False, "legend": False, "whis": (1, 99), "showfliers": False, "showcaps": False}
+BOXES |= {"width": 0.7, "saturation": 1, "boxprops": {"edgecolor": "none"}, "whiskerprops": {"color": GREY}}
 
 
 def modules_of(frame: DataFrame, layers: list) -> list:
@@ -36,42 +24,29 @@ def modules_of(frame: DataFrame, layers: list) -> list:
     return [*frame.drop_duplicates("layer").set_index("layer").module.reindex(layers)]
 
 
-def network_axis(ax, modules: list) -> None:
+def network_axis(ax, modules: list, note: str = "") -> None:
     """x axis of layers 1, 2, ... with one band per module."""
     starts = [i for i, m in enumerate(modules) if i == 0 or m != modules[i - 1]]
     if any(modules):
         bands(ax, [(modules[a], a + 0.5, b + 0.5) for a, b in zip(starts, [*starts[1:], len(modules)])])
-    ax.set(xlim=(0.5, len(modules) + 0.5), xlabel=LAYERS)
+    ax.set(xlim=(0.5, len(modules) + 0.5), xlabel="layer, in network order" + note)
     ax.xaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
 
 
-def per_module(modules: list):
-    """(rows, style) for every module in turn: its layers' positions, its colour and marker."""
-    for i, module in enumerate(dict.fromkeys(modules)):
-        yield (
-            np.array([j for j, m in enumerate(modules) if m == module]),
-            {"color": PALETTE[i % 7], "marker": MARKERS[i % 8]},
-        )
+def draw_spread(ax, frame: DataFrame, value: str) -> None:
+    """Draws a box (`SPREAD`) per layer of its channels' values, on a logarithmic axis."""
+    import seaborn
 
-
-def spread(ax, frame: DataFrame, value: str) -> None:
-    """For every layer its channels' 1 to 99 % (thin), 25 to 75 % (thick) and median (mark) of a column, logarithmic."""
     layers = keys(frame, "layer")
-    groups = frame[frame[value] > 0].groupby("layer", sort=False, observed=True)[value]
-    table = groups.quantile([0.01, 0.25, 0.5, 0.75, 0.99]).unstack().reindex(layers).to_numpy()
-    modules, thick = modules_of(frame, layers), min(3.0, 330 / len(layers))
-    for rows, style in per_module(modules):
-        for (a, b), width in (((0, 4), thick / 3), ((1, 3), thick)):
-            ax.vlines(rows + 1, table[rows, a], table[rows, b], color=style["color"], linewidth=width)
-        ax.plot(rows + 1, table[rows, 2], style["marker"], color="black", ms=min(2.5, thick), linestyle="")
+    modules = modules_of(frame, layers)
+    place = frame.layer.map({name: i for i, name in enumerate(layers, 1)}).astype(int)
+    values, hue = frame[value].where(frame[value] > 0), place.map(dict(enumerate(modules, 1)))
+    thin = {"linewidth": min(0.6, 60 / len(layers)), "palette": {module: module_colour(module) for module in modules}}
+    thin |= {"medianprops": {"color": "white", "linewidth": min(1, 120 / len(layers))}}
+    seaborn.boxplot(x=place, y=values, hue=hue, **BOXES, **thin, ax=ax)
     log_axis(ax.yaxis)
-    network_axis(ax, modules)
-
-
-def _spread_legend(fig, ax) -> None:
-    handles = [ax.plot([], [], "o", color="black", ms=2.5)[0]]
-    handles += [ax.plot([], [], "-", color=GREY, linewidth=width)[0] for width in (3, 1)]
-    legend(fig, handles, ["median channel", "25–75 % of channels", "1–99 % of channels"])
+    gaps = place[values.notna()].nunique() < len(layers)
+    network_axis(ax, modules, " (gaps: constant input)" * gaps)
 
 
 @drawn
@@ -80,108 +55,75 @@ def scales(frame: DataFrame, heading: str = "LET scale factors of every layer's 
 
     Args:
         frame: one row per channel: layer, scale (without unit); module if there is one.
-        heading, width: title and inches.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> fig = scales(pd.DataFrame({"layer": ["a", "a", "b"], "scale": [0.5, 2.0, 1.0]}))
-        >>> fig.axes[0].get_ylabel()
-        'scale factor'
     """
     require(frame, "layer", "scale")
-    fig, axes = figure(width, 2.2)
-    spread(axes[0, 0], frame, "scale")
+    fig, axes = figure(heading, width, 2.2)
+    draw_spread(axes[0, 0], frame, "scale")
     axes[0, 0].axhline(1, color=GREY, linewidth=0.6, zorder=1)
-    axes[0, 0].set_ylabel("scale factor")
-    _spread_legend(fig, axes[0, 0])
-    title(fig, heading)
+    axes[0, 0].set(ylabel="scale factor")
+    axes[0, 0].set_title(SPREAD)
     return fig
 
 
 @drawn
 def activations(before: DataFrame, after: DataFrame, heading: str | None = None):
-    """Channel ranges before and after LET (Figure 7, right): of one layer, or of the whole model.
+    """Channel ranges before and after LET (Figure 7, right), on the same axes: of one layer, or of the whole model.
 
-    One layer: lowest and highest value of each channel and, dashed, of the tensor that one quantizer has to span; each
-    panel has its own scale, because LET changes the unit.  Several layers: the share of its layer's range that a
-    channel fills, as a distribution per layer; below 1/256 it has a single value at 8 bits.
+    One layer: lowest and highest value of each channel and, dashed, of the tensor that one quantizer has to span.
+    Several layers: the share of its layer's range that a channel fills, as a distribution per layer; below 1/256 it
+    has a single value at 8 bits.
 
     Args:
         before, after: one row per channel: low, high (activation units), channel; layer and module for several layers.
-        heading: the figure's title.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> x = pd.DataFrame({"channel": [0, 1, 2], "low": [-1.0, -1.0, -8.0], "high": [1.0, 1.0, 8.0]})
-        >>> activations(x, x.assign(low=-1.0, high=1.0)).axes[0].get_title("left")
-        'before LET: the median channel fills 12 % of the range'
     """
     for frame in (before, after):
         require(frame, "channel", "low", "high")
     whole = "layer" in before and before.layer.nunique() > 1
-    fig, axes = figure(PAGE, 3.4, 2, 1, sharex=True, sharey=True) if whole else figure(PAGE, 2.0, 1, 2)
+    heading = heading or f"Activations before and after LET: {'whole model' if whole else 'one layer'}"
+    fig, axes = figure(heading, PAGE, *((3.4, 2, 1) if whole else (2.0, 1, 2)), sharex=True, sharey=True)
     for ax, frame, when in zip(axes.flat, (before, after), ("before", "after")):
+        share, fill = _fill(frame)
         if whole:
-            spread(ax, frame.assign(share=_share(frame)), "share")
+            draw_spread(ax, frame.assign(share=share), "share")
             ax.set(ylim=(1 / 512, 1.2), ylabel="channel / layer range")
         else:
             draw_channels(ax, frame)
         which = "in the median layer, the median channel" if whole else "the median channel"
-        ax.set_title(f"{when} LET: {which} fills {100 * _fill(frame):.0f} % of the range")
+        ax.set_title(
+            f"{when} LET: {which} fills {fill:.0f} % of the range" + f" ({SPREAD})" * (whole and when == "after")
+        )
     if whole:
         axes[0, 0].set_xlabel("")
-        _spread_legend(fig, axes[0, 0])
     else:
-        _range_legend(fig, axes[0, 0], False)
-    title(fig, heading or f"Activations before and after LET: {'whole model' if whole else 'one layer'}")
+        legend(fig, range_marks(axes[0, 0]))
     return fig
 
 
-def _share(frame: DataFrame):
-    """Every channel's range as a part of its layer's whole range, a column of numbers from 0 to 1."""
-    groups = _by_layer(frame)
-    return (frame.high - frame.low) / (groups.high.transform("max") - groups.low.transform("min"))
-
-
-def _by_layer(frame: DataFrame):
-    return frame.groupby(frame.layer if "layer" in frame else np.zeros(len(frame)), observed=True)
-
-
-def _fill(frame: DataFrame) -> float:
-    """The share of the median channel, in the median layer."""
-    return float(_by_layer(frame.assign(share=_share(frame))).share.median().median())
+def _fill(frame: DataFrame) -> tuple:
+    """Every channel's range as a part of its layer's, 0 to 1; in percent, the median channel's in the median layer."""
+    layer = frame.layer if "layer" in frame else np.zeros(len(frame))
+    groups = frame.groupby(layer, observed=True)
+    share = (frame.high - frame.low) / (groups.high.transform("max") - groups.low.transform("min"))
+    return share, 100 * share.groupby(layer, observed=True).median().median()
 
 
 def draw_channels(ax, frame: DataFrame, bounds: tuple[float, float] | None = None) -> None:
     """Draws lowest to highest value of each channel into `ax`, arguments as in `channel_ranges`."""
-    ax.vlines(
-        frame.channel, frame.low, frame.high, color=PALETTE[0], linewidth=float(np.clip(150 / len(frame), 0.4, 3))
-    )
+    thick = float(np.clip(150 / len(frame), 0.4, 3))
+    ax.vlines(frame.channel, frame.low, frame.high, color=PALETTE[0], linewidth=thick)
     for level in (frame.low.min(), frame.high.max()):
         ax.axhline(level, color=GREY, linestyle="--", linewidth=0.6)
     for level in bounds or ():
-        ax.axhline(level, color=ACCENT, linestyle="-", linewidth=0.8)
+        ax.axhline(level, color=ACCENT, linewidth=0.8)
     ax.set(xlabel="channel", ylabel="activation", xlim=(frame.channel.min() - 0.5, frame.channel.max() + 0.5))
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _range_legend(fig, ax, bounds: bool) -> None:
-    handles = [
-        ax.plot([], [], "-", color=PALETTE[0], linewidth=2)[0],
-        ax.plot([], [], "--", color=GREY, linewidth=0.6)[0],
-    ]
-    handles += [ax.plot([], [], "-", color=ACCENT, linewidth=0.8)[0]] * bounds
-    legend(
-        fig,
-        handles,
-        ["lowest to highest value of a channel", "of the whole tensor", "quantizer's boundaries"][: len(handles)],
-    )
+def range_marks(ax, bounds: str = "") -> list:
+    """What a legend shows of `draw_channels`; `bounds` is what the boundaries are called."""
+    marks = ax.plot([], [], "-", color=PALETTE[0], linewidth=2, label="lowest to highest value of a channel")
+    marks += ax.plot([], [], "--", color=GREY, linewidth=0.6, label="of the whole tensor")
+    return marks + (ax.plot([], [], "-", color=ACCENT, linewidth=0.8, label=bounds) if bounds else [])
 
 
 @drawn
@@ -191,26 +133,16 @@ def channel_ranges(
     """Lowest and highest value of each channel of one layer, with the tensor's range and the quantizer's boundaries.
 
     Args:
-        frame: one row per channel: channel, low, high (activation units).
+        frame: one row per channel of one layer (of several: `ValueError`): channel, low, high (activation units).
         bounds: (lower, upper) boundaries of LBQ to draw.
-        heading, width: title (name the layer in it) and inches.
-
-    Raises:
-        ValueError: a missing column, no rows, or more than one layer.
-
-    Example:
-        >>> import pandas as pd
-        >>> x = pd.DataFrame({"channel": [0, 1], "low": [-1.0, -8.0], "high": [1.0, 8.0]})
-        >>> channel_ranges(x, bounds=(-4, 4)).axes[0].get_xlabel()
-        'channel'
+        heading: name the layer in it.
     """
     require(frame, "channel", "low", "high")
     if "layer" in frame and frame.layer.nunique() > 1:
         raise ValueError(f"The frame holds {frame.layer.nunique()} layers; this figure shows the channels of one.")
-    fig, axes = figure(width, 2.1)
+    fig, axes = figure(heading, width, 2.1)
     draw_channels(axes[0, 0], frame, bounds)
-    _range_legend(fig, axes[0, 0], bounds is not None)
-    title(fig, heading)
+    legend(fig, range_marks(axes[0, 0], "quantizer's boundaries" * bool(bounds)))
     return fig
 
 
@@ -223,26 +155,15 @@ def layer_ranges(frame: DataFrame, heading: str = "Input range of every layer", 
     Args:
         frame: one row per layer: layer, low, high (activation units), module if there is one, as `layer_table` gives
             them; rows without a range are left out.
-        heading, width: title and inches.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> frame = pd.DataFrame({"layer": ["a", "b"], "low": [-1.0, -9.0], "high": [1.0, 9.0]})
-        >>> layer_ranges(frame).axes[0].get_title("left")
-        'widest: b, -9 to 9'
     """
     require(frame, "layer", "low", "high")
     frame = frame.dropna(subset=["low", "high"]).reset_index(drop=True)
     require(frame, "layer")
     low, high = frame.low.to_numpy(float), frame.high.to_numpy(float)
     modules = modules_of(frame, [*frame.layer])
-    fig, axes = figure(width, 2.2)
-    ax = axes[0, 0]
-    for rows, style in per_module(modules):
-        ax.vlines(rows + 1, low[rows], high[rows], color=style["color"], linewidth=min(3.0, 250 / len(frame)))
+    fig, axes = figure(heading, width, 2.2)
+    ax, colours = axes[0, 0], [module_colour(module) for module in modules]
+    ax.vlines(np.arange(1, len(frame) + 1), low, high, colors=colours, linewidth=min(3.0, 250 / len(frame)))
     ax.axhline(0, color=GREY, linewidth=0.6)
     decade = 10.0 ** np.floor(np.log10(np.median(np.maximum(-low, high)) or 1.0))
     ax.set_yscale("symlog", linthresh=decade, linscale=0.4)
@@ -251,5 +172,4 @@ def layer_ranges(frame: DataFrame, heading: str = "Input range of every layer", 
     widest = int(np.argmax(high - low))
     ax.set_title(f"widest: {frame.layer[widest]}, {low[widest]:.3g} to {high[widest]:.3g}")
     ax.set_ylabel("activation (logarithmic)")
-    title(fig, heading)
     return fig

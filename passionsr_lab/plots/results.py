@@ -1,4 +1,4 @@
-"""What quantization costs: error along the network, sensitive layers, the ablation (PassionSR Table 4 as a picture)."""
+"""What quantization costs: error along the network, sensitive layers, and who pays for what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import ACCENT, COLUMN, GREY, PAGE, PALETTE, drawn, figure, keys, legend, look, require, title
+from .base import COLUMN, PAGE, drawn, figure, legend, name_lines, require
+from .colours import ACCENT, GREY, INK, PALETTE, looks, module_colour
 from .ranges import modules_of, network_axis
 
 if TYPE_CHECKING:
@@ -26,26 +27,14 @@ def propagation(
         frame: one row per layer in network order: layer, module, local_db (this layer alone is quantized),
             accumulated_db (everything before it too); infinite values are left out.
         floor: dB; the first layer whose accumulated value is below it is marked and named.
-        heading, width: title and inches.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> db = {"local_db": [30, 28, 29], "accumulated_db": [30, 8, 7]}
-        >>> fig = propagation(pd.DataFrame({"layer": ["a", "b", "c"], "module": "unet"} | db))
-        >>> fig.axes[0].get_title("left")
-        'accumulated first below 10 dB at layer 2: b'
     """
     require(frame, "layer", "module", "local_db", "accumulated_db")
     frame = frame.reset_index(drop=True).replace(np.inf, np.nan)
-    fig, axes = figure(width, 2.3)
+    fig, axes = figure(heading, width, 2.3)
     ax, x, lines = axes[0, 0], np.arange(1, len(frame) + 1), []
-    for i, (column, label) in enumerate(
-        {"local_db": "this layer alone", "accumulated_db": "with all before it"}.items()
-    ):
-        lines += ax.plot(x, frame[column], **look(i), label=label, linewidth=0.8, ms=min(3, 300 / len(frame)))
+    styles = ((PALETTE[0], "local_db", "this layer alone"), (INK, "accumulated_db", "with all before it"))
+    for color, column, label in styles:
+        lines += ax.plot(x, frame[column], "o-", color=color, label=label, linewidth=0.7, ms=min(3, 300 / len(frame)))
     network_axis(ax, modules_of(frame, [*frame.layer]))
     below = np.flatnonzero(frame.accumulated_db < floor)
     ax.axhline(floor, color=GREY, linestyle=":", linewidth=0.8)
@@ -56,8 +45,7 @@ def propagation(
         ax.plot(first + 1, frame.accumulated_db[first], "o", mfc="none", mec=ACCENT, ms=7)
         ax.set_title(f"accumulated first below {floor:g} dB at layer {first + 1}: {frame.layer[first]}")
     ax.set_ylabel("signal to noise (dB)")
-    legend(fig, lines)
-    title(fig, heading)
+    name_lines(ax, lines)
     return fig
 
 
@@ -78,105 +66,53 @@ def sensitivity(
     heading: str = "The most sensitive layers",
     width: float = COLUMN,
 ):
-    """The layers that lose most, the worst on top, each with its full name above a horizontal bar.
+    """The layers that lose most, the worst on top, each with its full name above it, value and module beside it.
 
     Args:
         frame: one row per layer: layer, `value`, module if there is one.
         value, label: the column that is drawn (dB) and what is written on its axis.
-        worst: "high" or "low" values are the worst; low ones (alone_db, local_db) are dots on an axis that need not
-            begin at zero, because the length of a bar of decibels says nothing.
+        worst: "high" or "low" values are the worst (else `ValueError`); low ones (alone_db, local_db) are dots on an
+            axis that need not begin at zero, because the length of a bar of decibels says nothing.
         top: how many layers.
-        heading, width: title and inches.
-
-    Raises:
-        ValueError: a missing column, no rows, or `worst` is neither.
-
-    Example:
-        >>> import pandas as pd
-        >>> fig = sensitivity(pd.DataFrame({"layer": ["a", "b", "c"], "gain_db": [0.1, 3.0, 1.0]}), top=2)
-        >>> [text.get_text() for text in fig.axes[0].texts]
-        ['b', 'c']
     """
     require(frame, "layer", value)
     if worst not in ("high", "low"):
         raise ValueError(f"worst is 'high' or 'low', not {worst!r}.")
-    modules = keys(frame, "module") if "module" in frame else [""]
-    ranked = frame.sort_values(value, ascending=worst == "low", kind="stable").head(top).reset_index(drop=True)
-    fig, axes = figure(width, 0.75 + 0.21 * len(ranked))
-    ax, shown = axes[0, 0], {}
-    for i, row in ranked.iterrows():
-        k = modules.index(row.get("module", ""))
-        if worst == "high":
-            shown[k] = ax.barh(i, row[value], 0.36, color=PALETTE[k % 7], hatch=("", "////", "....")[k % 3], ec="white")
-        else:
-            shown[k] = ax.plot(row[value], i, **(look(k) | {"linestyle": ""}), ms=4)[0]
-        ax.text(0, i - 0.22, str(row.layer), va="bottom", fontsize=6, transform=ax.get_yaxis_transform())
+    ranked = frame.sort_values(value, ascending=worst == "low", kind="stable").head(top)
+    fig, axes = figure(heading, width, 0.55 + 0.23 * len(ranked))
+    ax, modules = axes[0, 0], [*ranked.module] if "module" in ranked else [""] * len(ranked)
+    for i, (layer, module, db) in enumerate(zip(ranked.layer, modules, ranked[value])):
+        color = module_colour(module)
+        _ = ax.barh(i, db, 0.36, color=color) if worst == "high" else ax.plot(db, i, "o", color=color, ms=4)
+        ax.text(0, i - 0.22, str(layer), va="bottom", fontsize=6, transform=ax.get_yaxis_transform())
+        end = max(db, 0) if worst == "high" else db
+        ax.text(end, i, f"  {db:.2f} {module}".rstrip(), va="center", fontsize=6, color=color)
     ax.set(yticks=[], xlabel=label or SENSITIVITY.get(value, value), ylim=(len(ranked) - 0.6, -0.85))
+    ax.margins(x=0.2)
     ax.spines["left"].set_visible(False)
     ax.grid(False, axis="y")
-    if any(modules):
-        legend(fig, [shown[k] for k in sorted(shown)], [modules[k] for k in sorted(shown)])
-    title(fig, heading)
     return fig
 
 
 @drawn
-def ablation(
-    frame: DataFrame,
-    value: str = "psnr_fp",
-    groups: str = "recipe",
-    label: str = "PSNR against full precision (dB)",
-    heading: str = "Ablation: method and bits",
-    width: float = COLUMN,
-):
-    """Mean and standard deviation over seeds for every method, beside each other in every group of bits.
+def shares(frame: DataFrame, label: str = "", heading: str = "Who pays for what", width: float = PAGE):
+    """Stacked horizontal bars: one per row, a segment per column; beside it the sum, and what is too small to be seen.
 
     Args:
-        frame: one row per run: method, `groups` (e.g. W8A8, W6A6), `value`; the rows of one method and group are its
-            seeds, each a small dot.
-        value, label: the column that is drawn and what is written on its axis.
-        groups: the column along the x axis.
-        heading, width: title and inches.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> rows = [("maxmin", "W6A6", 24.0), ("maxmin", "W6A6", 25.0), ("passionsr", "W6A6", 31.0)]
-        >>> fig = ablation(pd.DataFrame(rows, columns=["method", "recipe", "psnr_fp"]))
-        >>> [label.get_text() for label in fig.axes[0].get_xticklabels()]
-        ['W6A6']
+        frame: numbers >= 0; its index names the bars, its columns the segments; missing numbers are 0.
+        label: of the horizontal axis; the vertical one is called what the index is called.
     """
-    require(frame, "method", groups, value)
-    methods, places = keys(frame, "method"), keys(frame, groups)
-    fig, axes = figure(width, 2.3)
-    ax, bars = axes[0, 0], []
-    for i, method in enumerate(methods):
-        shift = (i - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        parts = [frame[(frame.method == method) & (frame[groups] == place)][value] for place in places]
-        style = look(i) | {"linestyle": ""}
-        for x, part in enumerate(parts if len(frame) > len(methods) * len(places) else ()):
-            ax.plot([x + shift + 0.08] * len(part), part, ".", color=style["color"], ms=2, alpha=0.7)
-        means, deviations = [p.mean() for p in parts], [p.std(ddof=0) for p in parts]
-        bars.append(
-            ax.errorbar(
-                np.arange(len(places)) + shift, means, deviations, **style, ms=4, elinewidth=0.8, label=str(method)
-            )
-        )
-    bands_between(ax, len(places))
-    ax.set_xticks(range(len(places)), [str(p) for p in places])
-    ax.set(xlabel=groups.replace("_", " "), ylabel=label, xlim=(-0.5, len(places) - 0.5))
-    seeds = int(frame.groupby(["method", groups], observed=True)[value].count().max())
-    ax.set_title(f"mean ± standard deviation of {seeds} seeds (dots)" if seeds > 1 else "one seed")
-    legend(fig, bars)
-    title(fig, heading)
+    require(frame)
+    frame = frame.fillna(0)
+    fig, axes = figure(heading, width, 0.85 + 0.28 * len(frame))
+    ax, colours = axes[0, 0], [look["color"] for look in looks(None, frame.columns)]
+    frame.plot.barh(stacked=True, width=0.62, color=colours, edgecolor="white", linewidth=0.4, legend=False, ax=ax)
+    top = max(frame.sum(axis=1).max(), 1e-12)
+    for y, (_, row) in enumerate(frame.iterrows()):
+        small = ", ".join(f"{name} {number:.2g}" for name, number in row.items() if 0 < number < 0.01 * top)
+        text = f"  {row.sum():.4g}" + f" ({small})" * bool(small)
+        ax.text(row.sum(), y, text, va="center", fontsize=6.5)
+    ax.set(xlabel=label, ylabel=frame.index.name or "", ylim=(len(frame) - 0.45, -0.55), xlim=(0, 1.2 * top))
+    ax.grid(False, axis="y")
+    legend(fig, ax.get_legend_handles_labels()[0])
     return fig
-
-
-def bands_between(ax, count: int) -> None:
-    """Shades every second group of a categorical axis."""
-    for i in range(0, count, 2):
-        ax.axvspan(i - 0.5, i + 0.5, color="#f4f4f4", zorder=0, linewidth=0)
-    ax.grid(False, axis="x")
-    ax.tick_params("x", length=0)

@@ -6,94 +6,85 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import ACCENT, COLUMN, GREY, PAGE, bands, drawn, figure, keys, legend, log_axis, look, require, title
+from .base import COLUMN, PAGE, bands, drawn, figure, keys, legend, log_axis, name_lines, require
+from .colours import ACCENT, GREY, PALETTE, looks
+from .curves import draw_curve
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 STAGES = {"transform": "LET", "bounds": "LBQ", "transform+bounds": "LET + LBQ"}  # records' words in the paper's
 BACK = {"marker": "X", "mfc": "black", "mec": "white", "ms": 6, "zorder": 4}  # the mark of a stage that was taken back
+PALE = {"linewidth": 0.7, "alpha": 0.6}
 
 
 @drawn
 def loss_curves(records: DataFrame, heading: str = "Calibration loss of each module", smooth: int | None = None):
     """Loss at every step, logarithmic; one panel per module, its stages as bands, runs on top of each other.
 
-    Hollow and filled marks are the loss over all pairs before and after a stage; a cross where a stage was taken
-    back, partly or wholly.  The thin line is each step's own batch, the thick one its running mean.
+    Hollow and filled marks, joined, are the loss over all pairs before and after a stage; a cross where a stage was
+    taken back, partly or wholly.  Pale lines are each step's own batch, with their running mean.
 
     Args:
         records: what `calibrate` returns (columns event, module, stage, step, of, loss; `kept` if there is one),
             of one run or of several with their names in a column `run`.  A run in progress is fine.
-        heading: the figure's title.
-        smooth: steps in the running mean; by default a twentieth of the stage.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> rows = [("start", 0, 2e-2), ("step", 1, 1e-2), ("step", 2, 5e-3), ("end", 2, 4e-3)]
-        >>> records = pd.DataFrame(rows, columns=["event", "step", "loss"]).assign(module="unet", stage="bounds", of=2)
-        >>> loss_curves(records).axes[0].get_yscale()
-        'log'
+        smooth: steps in the running mean, by default a twentieth of the stage; 1 draws the steps as they are, as
+            losses over all pairs.
     """
     require(records, "event", "module", "stage", "step", "of", "loss")
-    thin = smooth != 1 and records.of.max() >= 40
-    defaults = {"run": "loss, its running mean thick" if thin else "loss of a step", "kept": 1.0}
-    records = records.assign(**{k: v for k, v in defaults.items() if k not in records})
+    records = records.assign(**{k: v for k, v in {"run": "", "kept": 1.0}.items() if k not in records})
     modules, runs = keys(records, "module"), keys(records, "run")
-    fig, axes = figure(COLUMN if len(modules) == 1 else PAGE, 2.1, 1, len(modules))
+    styles = looks("run", runs) if runs != [""] else [{"color": PALETTE[0], "marker": "o", "linestyle": "-"}]
+    fig, axes = figure(heading, COLUMN if len(modules) == 1 else PAGE, 2.1, 1, len(modules))
     for ax, module in zip(axes[0], modules):
-        own = records[records.module == module]
-        for i, run in enumerate(runs):
-            _curve(ax, own[own.run == run], look(i) | {"ms": 4 + 2 * (len(runs) - 1 - i)}, smooth)
-        longest = max(runs, key=lambda run: len(_spans(own[own.run == run])))
-        bands(ax, [(STAGES.get(s, s), a, b) for s, a, b in _spans(own[own.run == longest])])
-        ax.set_xlabel("step")
-        if (own.loss > 0).any():
+        own = [records[(records.module == module) & (records.run == run)] for run in runs]
+        for i, (run, style) in enumerate(zip(own, styles)):
+            _draw_run(ax, run, style | {"ms": 4 + 2 * (len(runs) - 1 - i)}, smooth)
+        bands(ax, [(STAGES.get(s, s), a, b) for s, a, b in max(map(_spans, own), key=len)])
+        ax.set(xlabel="step", title=module)
+        if any((run.loss > 0).any() for run in own):
             log_axis(ax.yaxis)
         else:
             ax.set_yticks([])  # nothing is there yet
-        ax.set_title(module)
-    axes[0, 0].set_ylabel("loss (mean squared error)")
-    _loss_legend(fig, axes[0, 0], runs, bool(records.kept.lt(1).any()))
-    title(fig, heading)
+    axes[0, 0].set_ylabel("mean squared error")
+    handles = [axes[0, 0].plot([], [], **style | {"marker": ""}, label=str(run))[0] for run, style in zip(runs, styles)]
+    _loss_legend(axes[0, 0], handles if len(runs) > 1 else [], smooth, bool(records.kept.lt(1).any()))
     return fig
 
 
-def _spans(part: DataFrame) -> list[tuple[str, float, float]]:
+def _spans(own: DataFrame) -> list[tuple[str, float, float]]:
     """(stage, begin, end) of one run in one module, in steps since the module's first."""
-    spans, begin = [], 0
-    for stage in keys(part, "stage"):
-        end = begin + int(part.of[part.stage == stage].max())
-        spans.append((stage, begin, end))
-        begin = end
-    return spans
+    stages = keys(own, "stage")
+    ends = np.cumsum([0, *(int(own.of[own.stage == stage].max()) for stage in stages)])
+    return [*zip(stages, ends, ends[1:])]
 
 
-def _curve(ax, part: DataFrame, style: dict, smooth: int | None) -> None:
-    color = style["color"]
-    for stage, begin, end in _spans(part):
-        own = part[(part.stage == stage) & (part.loss > 0)]
-        steps = own[own.event == "step"]
+def _draw_run(ax, records: DataFrame, style: dict, smooth: int | None) -> None:
+    color = {"color": style["color"]}
+    for stage, begin, end in _spans(records):
+        own = records[(records.stage == stage) & (records.loss > 0)]
+        steps, ends = own[own.event == "step"], own[own.event != "step"]
         x, window = begin + steps.step, smooth or max(1, (end - begin) // 20)
         mean = np.exp(np.log(steps.loss).rolling(window, min_periods=1, center=True).mean())
         if window > 1:
-            ax.plot(x, steps.loss, "-", color=color, linewidth=0.4, alpha=0.4)
-        ax.plot(x, mean, color=color, linestyle=style["linestyle"], marker="." if len(x) == 1 else "")
-        for row in own[own.event != "step"].itertuples():
-            mark = {"marker": style["marker"], "mec": color, "mfc": "white" if row.event == "start" else color}
-            mark |= {"ms": style["ms"]}
+            ax.plot(x, steps.loss, **color, linewidth=0.4, alpha=0.3)
+        line = color | {"linestyle": style["linestyle"], "marker": "." if len(x) == 1 else ""}
+        ax.plot(x, mean, **line | (PALE if smooth != 1 and len(ends) > 1 else {}))
+        if smooth != 1:
+            ax.plot(begin + ends.step, ends.loss, **color, linewidth=1.4)
+        for row in ends.itertuples():
+            face = "white" if row.event == "start" else style["color"]
+            mark = {"marker": style["marker"], "mec": style["color"], "mfc": face, "ms": style["ms"]}
             ax.plot(begin + row.step, row.loss, **(BACK if row.kept < 1 else mark), clip_on=False)
 
 
-def _loss_legend(fig, ax, runs: list, back: bool) -> None:
-    handles = [ax.plot([], [], **(look(i) | {"marker": ""}), label=str(run))[0] for i, run in enumerate(runs)]
-    shapes = [("o", "white", "all pairs, before a stage"), ("o", GREY, "all pairs, after a stage")]
-    handles += [ax.plot([], [], m, color=GREY, mfc=face, ms=4, label=text)[0] for m, face, text in shapes]
-    handles += [ax.plot([], [], linestyle="", label="stage taken back, partly or wholly", **BACK)[0]] if back else []
-    legend(fig, handles)
+def _loss_legend(ax, handles: list, smooth: int | None, back: bool) -> None:
+    handles += ax.plot([], [], color=GREY, **PALE, label="batch of a step") if smooth != 1 else []
+    for face, when in (("white", "before"), (GREY, "after")):
+        style = {"color": GREY, "mfc": face, "ms": 4, "linewidth": 1.4 * (smooth != 1)}
+        handles += ax.plot([], [], "o-", **style, label=f"all pairs, {when} a stage")
+    handles += ax.plot([], [], linestyle="", label="stage taken back, partly or wholly", **BACK) if back else []
+    legend(ax.figure, handles)
 
 
 @drawn
@@ -111,49 +102,40 @@ def quality_over_time(
 
     Args:
         frame: columns method, seconds and `value`; with a column updates (of every module, on average), a panel at
-            equal updates stands to the left; with a column seed, thin curves are the seeds, and the thick one is their
-            mean wherever all of them have been measured.
+            equal updates stands to the left; with a column seed, the curve is the mean and the band the standard
+            deviation of the seeds, wherever all of them have been measured.
         value, label: the column on the y axis and what is written there.
-        heading, width: title, and inches; by default a column for one panel and the page for two.
-
-    Raises:
-        ValueError: a missing column or no rows.
-
-    Example:
-        >>> import pandas as pd
-        >>> frame = pd.DataFrame({"method": ["DQC", "DQC", "joint"], "seconds": [1, 3, 2], "psnr_fp": [30, 33, 31]})
-        >>> quality_over_time(frame).axes[0].get_title("left")
-        'at equal seconds, 2 s: DQC 31.50, joint 31.00'
+        width: inches; by default a column for one panel and the page for two.
     """
     require(frame, "method", "seconds", value)
     panels = [("updates", "updates of a module, on average", "at equal steps, {:.0f} updates")] * ("updates" in frame)
     panels += [("seconds", "calibration time (s)", "at equal seconds, {:.3g} s")]
-    fig, axes = figure(width or (COLUMN, PAGE)[len(panels) - 1], 2.3, 1, len(panels), sharey=True)
+    methods = keys(frame, "method")
+    fig, axes = figure(heading, width or (COLUMN, PAGE)[len(panels) - 1], 2.3, 1, len(panels), sharey=True)
     for ax, (x, name, until) in zip(axes[0], panels):
-        means = {method: _mean_curve(ax, frame[frame.method == method], x, value, look(i), str(method))
-                 for i, method in enumerate(keys(frame, "method"))}  # fmt: skip
-        end = min(line.get_xdata()[-1] for line in means.values())
-        reached = {method: float(np.interp(end, *line.get_data())) for method, line in means.items()}
+        lines = [
+            draw_curve(ax, *_common(frame[frame.method == method], x, value), x, value, style, str(method))
+            for method, style in zip(methods, looks("method", methods))
+        ]
+        end = min(line.get_xdata()[-1] for line in lines)
+        reached = {line.get_label(): float(np.interp(end, *line.get_data())) for line in lines}
         ax.axvline(end, color=ACCENT, linewidth=0.8, linestyle="--", zorder=1)
         ax.plot([end] * len(reached), [*reached.values()], "o", mfc="none", mec=ACCENT, ms=6, clip_on=False)
         ax.set_title(f"{until.format(end)}: " + ", ".join(f"{method} {y:.2f}" for method, y in reached.items()))
         ax.set_xlabel(name)
     axes[0, 0].set_ylabel(label)
-    legend(fig, means.values())
-    title(fig, heading)
+    name_lines(axes[0, -1], lines)
     return fig
 
 
-def _mean_curve(ax, own: DataFrame, x: str, value: str, style: dict, label: str):
-    """Draws one method's seeds (thin) and their mean where all of them have been measured; the mean's line."""
+def _common(own: DataFrame, x: str, value: str) -> tuple[DataFrame, bool]:
+    """One method's seeds at all places of `x` that lie where every one was measured, and whether they are several."""
+    import pandas as pd
+
     own = own.sort_values(x, kind="stable")
-    seeds = [own] if "seed" not in own else [part for _, part in own.groupby("seed")]
+    seeds = [own] if "seed" not in own else [seed for _, seed in own.groupby("seed")]
     if len(seeds) == 1:  # every point as it was measured: a stage taken back is a jump at one place
-        places, mean = own[x].to_numpy(float), own[value].to_numpy(float)
-    else:
-        places = np.unique(own[x])
-        places = places[(places >= max(s[x].min() for s in seeds)) & (places <= min(s[x].max() for s in seeds))]
-        mean = np.mean([np.interp(places, s[x], s[value]) for s in seeds], axis=0)
-    for seed in seeds if len(seeds) > 1 else ():
-        ax.plot(seed[x], seed[value], "-", color=style["color"], linewidth=0.4, alpha=0.5)
-    return ax.plot(places, mean, **style, markevery=max(1, len(places) // 8), label=label)[0]
+        return own, False
+    places = np.unique(own[x])
+    places = places[(places >= max(s[x].min() for s in seeds)) & (places <= min(s[x].max() for s in seeds))]
+    return pd.concat(pd.DataFrame({x: places, value: np.interp(places, s[x], s[value])}) for s in seeds), True

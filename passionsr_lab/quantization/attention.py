@@ -49,14 +49,22 @@ class QuantAttention(Quantized):
     Slots, all empty at first: `quantizers` (of "q", "k", "v" and "p"), `transform_qk` and `transform_v`.
     """
 
-    def __init__(self, attention: nn.Module, name: str, setting: LayerRecipe):
+    def __init__(self, original, channels: dict[str, int], name: str, setting: LayerRecipe):
         super().__init__(name, setting)
-        self.original = attention.processor
-        self.channels = {"q": attention.to_q.out_features, "v": attention.to_v.out_features}
-        self.place = attention.to_q.weight.device
-        sizes = {"q": self.channels["q"], "k": self.channels["q"], "v": self.channels["v"], "p": 1}
-        self.ranges = nn.ModuleDict({key: Range(size) for key, size in sizes.items()})
+        self.original, self.channels = original, channels  # the processor before, and the sizes of "q", "k" and "v"
+        self.ranges = nn.ModuleDict({key: Range(size) for key, size in (channels | {"p": 1}).items()})
         self.empty()
+
+    @classmethod
+    def of(cls, attention: nn.Module, name: str, setting: LayerRecipe) -> QuantAttention:
+        """The processor for an attention of diffusers whose projections are not quantized yet."""
+        channels = {key: getattr(attention, f"to_{key}").out_features for key in "qkv"}
+        return cls(attention.processor, channels, name, setting).to(attention.to_q.weight.device)
+
+    @property
+    def place(self) -> torch.device:
+        """Where it is."""
+        return self.ranges["q"].low.device
 
     def empty(self) -> None:
         for found in self.ranges.values():

@@ -31,6 +31,8 @@ class Slots:
     def install(self, q: QuantizedSR) -> None:
         """Empties and fills the slots of every quantized layer: nothing of an earlier calibration stays."""
         for layer in q.layers.values():
+            if type(layer) not in (QuantLayer, QuantAttention):
+                raise ValueError(f"{layer.name} runs a released file; unquantize the pipeline and quantize it anew.")
             layer.empty()
             self.fill(layer)
 

@@ -102,7 +102,7 @@ def quantize(pipe: nn.Module, recipe: Recipe | str, modules: tuple[str, ...] | N
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             new.set_submodule(path, QuantLayer(layer, name, recipe.layer(name)).to(layer.weight.device))
         elif name in attentions and recipe.products(name):
-            layer.set_processor(QuantAttention(layer, name, recipe.layer(name)).to(layer.to_q.weight.device))
+            layer.set_processor(QuantAttention.of(layer, name, recipe.layer(name)))
     return new
 
 

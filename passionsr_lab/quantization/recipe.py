@@ -89,10 +89,12 @@ class Recipe:
             value = getattr(self, name)
             if not isinstance(value, bool) and (isinstance(value, str) or not all(isinstance(p, str) for p in value)):
                 raise ValueError(f"{name} is True, False or a tuple of patterns such as ('unet.*',), not {value!r}.")
+            object.__setattr__(self, name, value if isinstance(value, bool) else tuple(value))
         if isinstance(self.modules, str) or not self.modules or set(self.modules) - set(MODULES):
             raise ValueError(f"modules are some of {MODULES}, not {self.modules!r}.")
         frozen = tuple((pattern, _items(values)) for pattern, values in self.overrides)
         object.__setattr__(self, "overrides", frozen)
+        object.__setattr__(self, "modules", tuple(self.modules))
         for _, bits in self.at_least:
             replace(base, weight_bits=bits)
         for pattern, values in frozen:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import nn
 
 
@@ -26,8 +24,3 @@ def trainable(module: nn.Module, tag: str) -> dict[float, list[nn.Parameter]]:
         if isinstance(slot, Slot) and slot.tag == tag:
             found.setdefault(slot.learning_rate_scale, []).extend(slot.parameters(recurse=False))
     return {scale: parameters for scale, parameters in found.items() if parameters}
-
-
-def tags(modules: Iterable[nn.Module]) -> set[str]:
-    """The tags that slots of these modules carry."""
-    return {slot.tag for module in modules for slot in module.modules() if isinstance(slot, Slot)}

@@ -57,17 +57,16 @@ def save(q: QuantizedSR, folder: str | Path) -> Path:
     description = {
         "format": FORMAT, "label": q.label, "model": q.name, "fingerprint": fingerprint(unquantize(q)),
         "sources": q.sources, "recipe": q.recipe.to_dict(), "method": q.method.describe(), "calibration": q.history,
-        "tensors": digest(tensors),
         "versions": {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }  # fmt: skip
     write_tensors(folder / TENSORS, tensors)
-    write_json(folder / DESCRIPTION, description)
+    write_json(folder / DESCRIPTION, description | {"digest": digest(tensors, description)})
     return folder
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """A hash of names, shapes and values."""
-    found = hashlib.sha256()
+def digest(tensors: dict[str, Tensor], description: dict) -> str:
+    """A hash of names, shapes and values, and of what describes them."""
+    found = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.cpu().numpy().tobytes())
     return found.hexdigest()
@@ -88,17 +87,20 @@ def load(
     Raises:
         ValueError: something is missing or damaged, or the tensors belong to another model.
     """
-    folder = Path(folder_or_id)
-    if not (folder / DESCRIPTION).is_file():
-        return load_full(folder_or_id, prompt)
-    description, recipe, method, tensors = _read(folder)
+    quantized = (Path(folder_or_id) / DESCRIPTION).is_file()
+    return load_quantized(Path(folder_or_id), pipe) if quantized else load_full(folder_or_id, prompt)
+
+
+def load_quantized(folder: Path, pipe: OneStepSR | None = None, method: Method | None = None) -> QuantizedSR:
+    """What `load` does with a folder of quantization tensors; `method` is for one that is not registered."""
+    description, recipe, method, tensors = _read(folder, method)
     name, mark = description["model"], description["fingerprint"]
     try:
         pipe = load_full(name) if pipe is None else pipe
     except ValueError as error:
         raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
     bare = mark.startswith(SHAPES)
-    if fingerprint(pipe, values=not bare) != mark or (bare and not _norms_fit(folder, pipe)):
+    if fingerprint(pipe.prune(), values=not bare) != mark or (bare and not _norms_fit(folder, pipe)):
         raise ValueError(f"{folder} was calibrated for another model ({name!r}), not for {pipe.name!r}; load that one.")
     q = quantize(pipe, recipe)
     q.method = method
@@ -111,27 +113,26 @@ def load(
     return q
 
 
-def _read(folder: Path) -> tuple[dict, Recipe, Method, dict[str, Tensor]]:
+def _read(folder: Path, method: Method | None) -> tuple[dict, Recipe, Method, dict[str, Tensor]]:
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         if description.get("format") != FORMAT:
             raise ValueError(
                 f"its format is {description.get('format', 1)}, this version reads {FORMAT}; calibrate anew."
             )
-        recipe = Recipe.from_dict(description["recipe"])
-        method = _method(description["method"])
         with safe_open(folder / TENSORS, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.offset_keys()}
-        if digest(tensors) != description["tensors"]:
-            raise ValueError(f"{TENSORS} is damaged, or belongs to another description; copy both files again.")
-        return description, recipe, method, tensors
+        if description.pop("digest") != digest(tensors, description):
+            raise ValueError(f"{TENSORS} or {DESCRIPTION} is damaged, or one is another model's; copy both again.")
+        recipe, saved = Recipe.from_dict(description["recipe"]), description["method"]
+        return description, recipe, _with_options(method or find(saved["name"]), saved), tensors
     except Exception as error:
         raise ValueError(f"{folder} is not a complete quantized model: {error}") from error
 
 
-def _method(saved: dict) -> Method:
-    """The registered method with the options that were saved."""
-    method, slots = find(saved["name"]), dict(saved["slots"])
+def _with_options(method: Method, saved: dict) -> Method:
+    """The method with the options that were saved."""
+    slots = dict(saved["slots"])
     if slots.pop("kind") != type(method.slots).__name__:
         raise ValueError(f"the method {method.name!r} fills other slots than the saved one; register that one.")
     return replace(method.with_options(**slots), rates=saved["rates"])

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import torch
 
@@ -15,6 +16,7 @@ from .. import __version__
 from ..calibration.method import Method
 from ..imaging.pairs import Pair
 from ..imaging.pictures import to_tensor
+from ..quantization.quantizer import QUANTIZERS
 from ..quantization.recipe import Recipe
 
 DECIDING = ("util", "imaging", "pipeline", "quantization", "calibration", "official", "methods", "evaluation")
@@ -48,6 +50,34 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
+def code_digest(*things: object) -> str:
+    """A hash of the code of classes and functions from outside this library, and of what they name in their own module:
+    a method that a notebook defines is another one after its cell was edited."""
+    digest, seen, waiting = hashlib.sha256(), set(), list(things)
+    while waiting:
+        thing = waiting.pop()
+        thing = getattr(thing, "__func__", getattr(thing, "fget", thing))  # of class methods and properties
+        module = str(getattr(thing, "__module__", None))
+        if id(thing) in seen or module.partition(".")[0] in ("passionsr_lab", "torch", "builtins", "None"):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, type):
+            waiting += [*thing.__bases__, *(vars(thing)[name] for name in sorted(vars(thing)))]
+        elif isinstance(thing, FunctionType):
+            names = _digest_code(digest, thing.__code__)
+            found = (thing.__globals__.get(name) for name in names)
+            waiting += [x for x in found if getattr(x, "__module__", None) == module]
+    return digest.hexdigest()
+
+
+def _digest_code(digest, code: CodeType) -> list[str]:
+    """Takes in a code object with those inside it; the names that they use."""
+    inner = [x for x in code.co_consts if isinstance(x, CodeType)]
+    plain = [sorted(map(repr, x)) if isinstance(x, frozenset) else x for x in code.co_consts if x not in inner]
+    digest.update(f"{code.co_name}{plain}{code.co_names}".encode() + code.co_code)
+    return [*code.co_names, *(name for x in inner for name in _digest_code(digest, x))]
+
+
 def pairs_digest(pairs: Sequence[Pair | tuple]) -> str:
     """A hash of the LR images of these pairs, in their order."""
     digest = hashlib.sha256()
@@ -64,6 +94,7 @@ def calibration_key(
     """What decides a calibrated model, of which `model` is the fingerprint; what a method does not use is left out."""
     content = {
         "model": model, "recipe": recipe.to_dict(), "method": method.describe(), "pairs": pairs_digest(pairs),
+        "code": code_digest(type(method.slots), QUANTIZERS.get(method.slots.quantizer)),
     }  # fmt: skip
     trained = {"epochs": epochs, "batch": batch, "seed": seed, "rates": dict(method.rates) | (rates or {})}
     return content | (trained if method.stages else {})

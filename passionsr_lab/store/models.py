@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..calibration.checkpoint import resume
 from ..calibration.loop import Calibration
 from ..calibration.method import Method
 from ..imaging.pairs import Pair
@@ -17,7 +18,7 @@ from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import Recipe
 from ..quantization.recipe import recipe as recipe_named
 from ..util.files import write_json
-from .folder import DESCRIPTION, load, save
+from .folder import DESCRIPTION, load_quantized, save
 from .keys import calibration_key, key_of, root
 
 UNFINISHED, RECORDS = "unfinished.pt", "records.json"
@@ -66,21 +67,22 @@ def calibrated(
     recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
     method = find(method)
     pairs = bundled("calibration", 16, 64, seed) if pairs is None else pairs
-    content = calibration_key(fingerprint(pipe), recipe, method, pairs, epochs, batch, seed, rates)
+    content = calibration_key(fingerprint(pipe.prune()), recipe, method, pairs, epochs, batch, seed, rates)
     folder = Path(store or root()) / "models" / key_of(content)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        found = _kept(folder, pipe)
+        found = _kept(folder, pipe, method)
         if found is None:
             q = quantize(pipe, recipe)
             work = Calibration(q, pairs, method, epochs, batch, seed, rates, lean)
+            _go_on(work, folder / UNFINISHED)
             for record in work.run(keep=folder / UNFINISHED):
                 if callback is not None:
                     callback(record)
             write_json(folder / RECORDS, {"records": work.records})
             save(q, folder)
             (folder / UNFINISHED).unlink(missing_ok=True)
-            found = load(folder, pipe)
+            found = load_quantized(folder, pipe, method)
         elif callback is not None:
             for record in _records(folder):
                 callback(record)
@@ -99,13 +101,23 @@ def _records(folder: Path) -> list[dict]:
     return json.loads((folder / RECORDS).read_text())["records"]
 
 
-def _kept(folder: Path, pipe: OneStepSR) -> QuantizedSR | None:
+def _kept(folder: Path, pipe: OneStepSR, method: Method) -> QuantizedSR | None:
     """What the folder holds; what is damaged is taken away, to be made anew."""
     if not (folder / DESCRIPTION).is_file():
         return None
     try:
-        return load(folder, pipe)
-    except ValueError:
+        _records(folder)
+        return load_quantized(folder, pipe, method)
+    except (ValueError, LookupError, TypeError, OSError):
         shutil.rmtree(folder)
         folder.mkdir()
         return None
+
+
+def _go_on(work: Calibration, unfinished: Path) -> None:
+    """From the state of an earlier run, if there is one; a damaged one is taken away."""
+    try:
+        if unfinished.exists():
+            resume(work, unfinished)
+    except ValueError:
+        unfinished.unlink()

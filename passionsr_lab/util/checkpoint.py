@@ -6,12 +6,13 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Mapping
 from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 
 class _Inert:
@@ -68,3 +69,38 @@ def inspect(files: Iterable[Path]) -> None:
                 raise OSError("it ends too early or is not torch's")
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file} is damaged or no checkpoint ({error}).") from None
+
+
+def read_state(path: str | Path) -> dict:
+    """The state of a model in a checkpoint, also where a trainer has wrapped it; errors as for `read`."""
+    content = read(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name.")
+    return state
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> nn.Module:
+    """Gives a network that is on the meta device its tensors: all of them and no other, as copies in float32.
+
+    Axes of length 1 at the end of a tensor are dropped, so that 1x1 convolutions become linear layers.
+
+    Raises:
+        ValueError: a tensor is missing, left over, of another shape or kind, or not finite; the message names it.
+    """
+    own = network.state_dict()
+    if missing := own.keys() - tensors.keys():
+        raise ValueError(f"{what} has no {min(missing)}; {len(missing)} of its {len(own)} tensors are missing.")
+    if left := tensors.keys() - own.keys():
+        raise ValueError(f"{what} has {min(left)}, which does not belong to the model ({len(left)} are left over).")
+    for name, tensor in tensors.items():
+        shape = own[name].shape
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{what}: {name} is not a tensor of floating-point numbers.")
+        if tensor.shape[: len(shape)] != shape or tensor.numel() != shape.numel():
+            raise ValueError(f"{what}: {name} is {tuple(tensor.shape)}, but the model's is {tuple(shape)}.")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{what}: {name} has values that are not finite; the file is damaged.")
+    copies = {name: t.to(torch.float32, copy=True).reshape(own[name].shape) for name, t in tensors.items()}
+    network.load_state_dict(copies, assign=True)
+    return network.eval().requires_grad_(False)

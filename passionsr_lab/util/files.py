@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from contextlib import contextmanager
@@ -35,6 +36,36 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file that says one thing and says it in finite numbers; `ValueError` names the file.
+
+    A key that is there twice, NaN, infinity and 1e400 are refused.
+    """
+    try:
+        content = json.loads(
+            Path(path).read_text(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
+        )
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def _unique(items: list[tuple]) -> dict:
+    content = dict(items)
+    if len(content) < len(items):
+        names = [key for key, _ in items]
+        raise ValueError(f"{next(key for key in content if names.count(key) > 1)!r} is there twice")
+    return content
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
 
 
 def write_json(path: str | Path, content: dict) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 class Peak:
@@ -71,9 +73,15 @@ def checkpointing(*models) -> Iterator[None]:
     The rest is computed a second time: about a third more work for several times less memory; the same gradients.
     """
     for model in models:
-        model.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing(_checkpoint)
     try:
         yield
     finally:
         for model in models:
             model.disable_gradient_checkpointing()
+
+
+def _checkpoint(block: Callable, *args):
+    """The block's output; the second time it runs in the context variables (such as modes) of the first, whatever the
+    thread and the moment."""
+    return checkpoint(lambda *inputs, context=copy_context(): context.run(block, *inputs), *args, use_reentrant=False)

@@ -202,10 +202,10 @@ def nothing_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     iqa.network.cache_clear()
-    iqa.silence.cache_clear()
+    iqa.unreachable.cache_clear()
     yield lookups
     iqa.network.cache_clear()
-    iqa.silence.cache_clear()
+    iqa.unreachable.cache_clear()
 
 
 def test_missing_weights_cost_nothing_else(nothing_cached, capfd):

@@ -4,19 +4,9 @@ import copy
 
 import pytest
 import torch
-from synthetic import osediff_file, shrink, targets
+from synthetic import osediff_file, targets
 
-from passionsr_lab.fullsize.osediff import attach, delta, merge, read_lora
-from passionsr_lab.fullsize.sd21 import sd21
-
-
-@pytest.fixture(scope="module")
-def base():
-    """SD2.1 with all its names at small widths, random weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        torch.manual_seed(0)
-        return sd21("cpu")
+from passionsr_lab.fullsize.osediff import attach, delta, lora_of, merge, read_lora
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +31,11 @@ def merged(base, content, write):
     return pipe
 
 
-def test_the_layers_at_the_real_architecture_are_as_many_as_osediff_adapts():
-    pipe = sd21()
-    assert {k: len(v) for k, v in targets(pipe.unet).items()} == {"encoder": 94, "decoder": 148, "others": 16}
-    assert len(targets(pipe.vae, vae=True)["encoder"]) == 32
+def test_the_layers_at_the_real_architecture_are_those_that_osediff_adapts(real):
+    assert {k: len(v) for k, v in targets(real.unet).items()} == {"encoder": 94, "decoder": 148, "others": 16}
+    assert len(targets(real.vae, vae=True)["encoder"]) == 32
+    for network, lora in zip((real.unet, real.vae), lora_of(osediff_file(real))):
+        merge(network, lora)  # on the meta device: every shape fits
 
 
 @pytest.mark.parametrize("rank", [1, 4, 8])
@@ -156,6 +147,12 @@ DAMAGE = {
     "a missing entry": (lambda c: {k: v for k, v in c.items() if k != "rank_vae"}, "no rank_vae"),
     "an unknown entry": (lambda c: c | {"extra": 1}, "'extra'"),
     "an entry of another kind": (lambda c: c | {"unet_lora_others_modules": "all"}, "no unet_lora_others_modules"),
+    "a number in a tensor's place": (
+        lambda c: c | {"state_dict_vae": dict.fromkeys(c["state_dict_vae"], 3)}, "vae: .* not finite numbers"
+    ),
+    "a NaN": (
+        lambda c: c | {"state_dict_unet": {k: t * torch.nan for k, t in c["state_dict_unet"].items()}}, "not finite"
+    ),
     "a layer twice": (
         lambda c: c | {"unet_lora_encoder_modules": c["unet_lora_encoder_modules"] + [LAYER]}, f"{LAYER} is in two"
     ),
@@ -169,12 +166,6 @@ def test_a_wrong_file_is_refused_by_name(content, write, what):
     with pytest.raises(ValueError, match=words) as error:
         read_lora(write(change(content)))
     assert "osediff.pkl" in str(error.value) and "\n" not in str(error.value)
-
-
-def other(pipe, change):
-    copied = osediff_file(pipe)
-    change(copied)
-    return copied
 
 
 def widen(content):
@@ -198,8 +189,8 @@ def rename(content):
     (lambda c: c["state_dict_unet"].update({"conv_in.base_layer.bias": torch.zeros(3)}), "conv_in.bias"),
 ])  # fmt: skip
 def test_what_does_not_fit_the_model_is_told_and_nothing_is_changed(base, write, change, words):
-    damaged = other(base, change)
-    network = copy.deepcopy(base.unet)
+    damaged, network = osediff_file(base), copy.deepcopy(base.unet)
+    change(damaged)
     with pytest.raises(ValueError, match=words):
         merge(network, read_lora(write(damaged))[0])
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), base.unet.parameters()))

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from passionsr_lab.quantization.quantizer import BoundaryQuantizer, fake_quantize, grid
+from passionsr_lab.quantization.quantizer import BoundaryQuantizer, fake_quantize, grid_of
 
 ZERO_POINTS = ("integer", "real")
 RANGES = [(-1.0, 1.0), (-0.3, 2.1), (-5.0, 0.01), (0.0, 1.0), (-2.0, 0.0), (-1e-3, 2e-3), (-700.0, 900.0)]
@@ -55,7 +55,7 @@ def test_many_bits_approach_identity(zero_point):
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("low", "high"), [*RANGES, (0.4, 3.0), (-3.0, -0.2), (-0.317, 0.9), (-1.0, 1e-4)])
 def test_an_integer_zero_point_has_zero_exactly_on_the_grid(low, high, bits):
-    step, base = grid(torch.tensor(low), torch.tensor(high), bits)
+    step, base = grid_of(torch.tensor(low), torch.tensor(high), bits)
     zero = -round((base / step).item())
     assert 0 <= zero <= 2**bits - 1 and base == -step * zero
     assert quantized(torch.zeros(1), low, high, bits).item() == 0

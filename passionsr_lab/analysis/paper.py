@@ -1,15 +1,14 @@
-"""The paper's own figures: Tables 1 and 3 counted anew, and what is only cited, marked as cited."""
+"""The paper's Tables 1 and 3 counted anew; what is only cited is marked as cited."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
 from typing import TYPE_CHECKING
 
-from ..analysis.bitcost import paper_cost
-from ..analysis.cost import count
 from ..quantization.recipe import W6A6, W8A8
+from .bitcost import paper_cost
+from .cost import count
 
 if TYPE_CHECKING:
     import pandas
@@ -30,8 +29,8 @@ def table1(pipe: nn.Module, branch: Mapping[str, tuple[float, float]] = PROMPT_B
     against the printed 1781.123 G (0.006 % less).  Table 3's operations follow from 1781.229 G by truncation.
 
     Example:
-        >>> from passionsr_lab.sd21 import sd21
-        >>> from passionsr_lab.paper import table1
+        >>> from passionsr_lab.fullsize.sd21 import sd21
+        >>> from passionsr_lab.analysis.paper import table1
         >>> table1(sd21()).MACs_G.tolist()
         [339.241, 1781.229, 126.591, 14.856, 2261.917]
     """
@@ -52,7 +51,7 @@ def table3() -> pandas.DataFrame:
     Counted as `bitcost.paper_cost` says.  As printed: params_M rounded, ops_G truncated.
 
     Example:
-        >>> from passionsr_lab.paper import table3
+        >>> from passionsr_lab.analysis.paper import table3
         >>> table3().params_M.tolist()
         [1618, 1303, 949, 300, 246, 238, 178]
     """
@@ -77,21 +76,3 @@ def table3() -> pandas.DataFrame:
     table.insert(3, "params_reduction_pct_vs_OSEDiff", less[0])
     table.insert(5, "ops_reduction_pct_vs_OSEDiff", less[1])
     return table
-
-
-def table2() -> pandas.DataFrame:
-    """Table 2 as printed (all cited): dataset, bits, method, and a column per metric, named as in its header.
-
-    Its metrics are those of the protocol "passionsr".  Two of its figures are doubtful: OSEDiff's DISTS is 0.1808 on
-    both RealSR and DRealSR, and PassionSR at W6A6 on RealSR has other numbers in Table 4.
-
-    Example:
-        >>> from passionsr_lab.paper import table2
-        >>> frame = table2().set_index(["dataset", "bits", "method"])
-        >>> float(frame.PSNR["RealSR", "W6A6", "PassionSR"])
-        25.15
-    """
-    import pandas as pd
-
-    with resources.files(__package__).joinpath("paper_table2.csv").open() as file:
-        return pd.read_csv(file)

@@ -11,8 +11,10 @@ from synthetic import osediff_file, shrink
 from passionsr_lab.cli.main import main
 from passionsr_lab.evaluation import iqa
 from passionsr_lab.evaluation.protocols import PROTOCOLS
-from passionsr_lab.fullsize import doctor, sd21, weights
+from passionsr_lab.fullsize import sd21, weights
+from passionsr_lab.tools import doctor
 from passionsr_lab.util import compat
+from passionsr_lab.util.hashing import sha256
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,8 @@ def shelf(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         pipe = sd21.sd21("cpu")
-        for part in ("unet", "vae"):
-            getattr(pipe, part).save_pretrained(folder / "sd21" / part)
+        for name in ("unet", "vae"):
+            getattr(pipe, name).save_pretrained(folder / "sd21" / name)
         torch.save(osediff_file(pipe), folder / "osediff.pkl")
     return folder
 
@@ -33,7 +35,6 @@ def here(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "weights"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "weights"
@@ -79,7 +80,7 @@ def test_the_code_follows_the_files(here, shelf, cli):
     assert cli("sd21")[0] == cli("osediff")[0] == 0
     assert cli("osediff-prompt")[0] == 1
     found = row(doctor.report("osediff"), "osediff")
-    assert found["state"] == "present" and found["sha256"] == f"osediff.pkl {weights.sha256(here / 'osediff.pkl')}"
+    assert found["state"] == "present" and found["sha256"] == f"osediff.pkl {sha256(here / 'osediff.pkl')}"
     file = here / "osediff.pkl"
     file.write_bytes(file.read_bytes()[:5000])
     assert cli("osediff")[0] == 1 and cli("sd21")[0] == 0
@@ -111,29 +112,26 @@ def test_every_metric_file_of_every_protocol_is_listed_once(here):
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights")
     found = row(doctor.report("tiny"), file.name)
-    assert found["state"] == "present" and found["sha256"] == weights.sha256(file) and not found["get"]
+    assert found["state"] == "present" and found["sha256"] == sha256(file) and not found["get"]
 
 
 def test_torchvision_of_another_torch_is_told_with_the_line_that_mends_it(monkeypatch):
-    from passionsr_lab.util.compat import torchvision_importable
-
-    torchvision_importable()
+    compat.torchvision_importable()
     import torchvision
 
-    monkeypatch.setattr(doctor, "_has_operators", lambda: True)
-    monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torchvision, "__version__", "0.26.0+cpu")
-    assert doctor._torchvision()["state"] == "present"
-    monkeypatch.setattr(torchvision, "__version__", "0.25.1+cpu")
-    found = doctor._torchvision()
-    assert found["state"] == "attention" and "goes with 0.26" in found["detail"]
-    assert "'torchvision==0.26.*'" in found["get"][0] and found["get"][0].endswith("/cpu")
-    monkeypatch.setattr(torch.version, "cuda", "12.6")
-    assert doctor._torchvision()["get"][0].endswith("/cu126")
-    monkeypatch.setattr(torchvision, "__version__", "0.26.0+cpu")
-    monkeypatch.setattr(doctor, "_has_operators", lambda: False)
-    assert "another torch" in doctor._torchvision()["detail"]
+    def found(vision, cuda=None, operators=True):
+        monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torchvision, "__version__", vision)
+        monkeypatch.setattr(doctor, "_has_operators", lambda: operators)
+        return doctor._torchvision()
+
+    assert found("0.26.0+cpu")["state"] == "present"
+    other = found("0.25.1+cpu")
+    assert other["state"] == "attention" and "goes with 0.26" in other["detail"]
+    assert "'torchvision==0.26.*'" in other["get"][0] and other["get"][0].endswith("/cpu")
+    assert found("0.25.1+cpu", "12.6")["get"][0].endswith("/cu126")
+    assert "another torch" in found("0.26.0+cpu", operators=False)["detail"]
 
 
 def test_a_torchvision_that_does_not_import_stops_everything(monkeypatch):
@@ -146,12 +144,14 @@ def test_a_torchvision_that_does_not_import_stops_everything(monkeypatch):
 
 
 def test_old_software_stops_the_work_and_optional_software_does_not(monkeypatch):
+    lines = ["diffusers>=0.40", 'pyiqa>=0.1.14; extra == "iqa"', 'ruff; extra == "dev"', 'x>=1; python_version < "3"']
+    monkeypatch.setattr(doctor, "requires", lambda name: lines)
     versions = {"diffusers": "0.31.0", "pyiqa": "0.1.10", "peft": "0.3"}
-    monkeypatch.setattr(doctor, "version", lambda name: versions.get(name, "99"))
+    monkeypatch.setattr(doctor, "version", lambda name: versions[name])
     rows = doctor.report("tiny")
-    assert not doctor.can_run(rows)
+    assert not doctor.can_run(rows) and not {"ruff", "x"} & {row["item"] for row in rows}
     assert row(rows, "diffusers")["get"] == ["pip install 'diffusers>=0.40'"]
-    versions["diffusers"] = "0.40.0"
+    versions["diffusers"] = "0.41.0.dev0"
     assert doctor.can_run(doctor.report("tiny")) and not doctor.can_run(doctor.report("scores"))
     assert row(doctor.report("tiny"), "pyiqa")["state"] == row(doctor.report("tiny"), "peft")["state"] == "missing"
 

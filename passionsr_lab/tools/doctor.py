@@ -9,16 +9,20 @@ import os
 import platform
 import re
 import shutil
-import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from ..evaluation import iqa
 from ..evaluation.protocols import PROTOCOLS, VIT, VIT_FILE, chosen
-from ..util import checkpoint
-from . import osediff, tags, text, weights
+from ..fullsize import osediff, tags, text, weights
+from ..fullsize.sd21 import sd21
+from ..util import checkpoint, compat
+from ..util.hashing import sha256
 
 WORKS = {
     "tiny": "the embedded model",
@@ -28,6 +32,7 @@ WORKS = {
     "scores": "every metric of both protocols",
 }
 NEEDS = {"sd21": ("sd21",), "osediff": ("sd21", "osediff"), "osediff-prompt": ("sd21", "osediff", "tags")}
+OPTIONAL = {"iqa": ("scores",), "notebooks": (), "cluster": ()}  # extra -> the works that need it
 FLAGS = {
     "AVX2": r"avx2",
     "AVX-512": r"avx512f",
@@ -36,7 +41,7 @@ FLAGS = {
     "AMX int8": r"amx_int8",
     "AMX bf16": r"amx_bf16",
 }
-CHECKS = {"osediff": osediff.read_lora, "empty_prompt": text.read_embedding, "tags": tags.table}  # raise ValueError
+CHECKS = {"osediff": osediff.read_lora, "empty_prompt": text.read_embedding, "tags": tags.read_tags}  # ValueErrors
 CPUINFO = Path("/proc/cpuinfo")
 PYTORCH = "https://download.pytorch.org/whl/"
 
@@ -58,7 +63,7 @@ def report(work: str = "tiny") -> list[dict]:
     if work not in WORKS:
         raise ValueError(f"There is no work {work!r}; choose from {', '.join(WORKS)}.")
     full = work in NEEDS
-    rows = [_python(), _torch(), _torchvision(), *_packages(work), _cpu(), _gpu(full), _memory(full), _disk(full)]
+    rows = [*_packages(work), _torchvision(), _cpu(), _gpu(full), _memory(full), _disk(full)]
     rows += [_weight(name, name in NEEDS.get(work, ())) for name in weights.WEIGHTS]
     return rows + _metrics(work == "scores")
 
@@ -68,40 +73,63 @@ def can_run(rows: list[dict]) -> bool:
     return not any(row["needed"] and row["state"] == "missing" for row in rows)
 
 
-def _row(
-    item: str, ok: bool | None, detail: str, needed: bool = False, get: list[str] | None = None, sha256=""
-) -> dict:
+def as_text(rows: list[dict]) -> str:
+    """The rows for a terminal: one line each, and beneath what is missing the command that gets it."""
+    lines = []
+    for row in rows:
+        mark = " (needed)" if row["needed"] and row["state"] == "missing" else ""
+        lines.append(f"{row['state']:<9} {row['item']}{mark}: {row['detail']}")
+        lines += [f"{'':<9}   {'get' if i == 0 else 'or'}: {line}" for i, line in enumerate(row["get"])]
+    return "\n".join(lines)
+
+
+def _row(item: str, ok: bool | None, detail: str, needed=False, get: list[str] | None = None, sha256="") -> dict:
     """ok: True is present, False missing, None deserves attention."""
     state = {True: "present", False: "missing", None: "attention"}[ok]
-    return {
-        "item": item, "state": state, "needed": needed, "detail": detail, "sha256": sha256,
-        "get": [] if ok else get or [],
-    }  # fmt: skip
+    get = [] if ok else get or []
+    return {"item": item, "state": state, "needed": needed, "detail": detail, "sha256": sha256, "get": get}
 
 
 # -- software ---------------------------------------------------------------------------------------------------------
 
 
-def _python() -> dict:
-    ok = sys.version_info >= (3, 11)
-    return _row("Python", ok, platform.python_version(), True, ["conda create -n passionsr_lab python=3.11"])
+def _packages(work: str) -> Iterator[dict]:
+    """Python, the library's own requirements, those of its extras, and peft, which only unmerged LoRA wants."""
+    python = Requirement("Python>=3.11")
+    yield _package(python, platform.python_version(), True, "conda create -n passionsr_lab python=3.11")
+    try:
+        wanted = [Requirement(line) for line in requires("passionsr_lab") or []]
+    except PackageNotFoundError:
+        yield _row("packages", None, "passionsr_lab is not installed here, so its needs are not known", get=["make"])
+        wanted = []
+    for extra, works in {"": tuple(WORKS), **OPTIONAL}.items():
+        for one in wanted:
+            if one.marker.evaluate({"extra": extra}) if one.marker else not extra:
+                yield _installed(one, work in works)
+    yield _installed(Requirement("peft>=0.17"), False)
 
 
-def _torch() -> dict:
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    return _row("torch", _numbers(torch.__version__) >= (2, 6), f"{torch.__version__}, {build}", True, ["make"])
+def _installed(wanted: Requirement, needed: bool) -> dict:
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        found = None
+    return _package(wanted, found, needed, f"pip install '{wanted.name}{wanted.specifier}'")
+
+
+def _package(wanted: Requirement, found: str | None, needed: bool, get: str) -> dict:
+    ok = found is not None and wanted.specifier.contains(found, prereleases=True)
+    return _row(wanted.name, ok, f"{found or 'not installed'} ({wanted.specifier or 'any'})", needed, [get])
 
 
 def _torchvision() -> dict:
     """Whether torchvision belongs to torch: since 2.0 with 0.15 the minor numbers go in step."""
-    from ..util.compat import torchvision_importable
-
-    major, minor = _numbers(torch.__version__)[:2]
+    major, minor = Version(torch.__version__).release[:2]
     wanted = f"0.{minor + 15}" if major == 2 else ""
     index = "cu" + torch.version.cuda.replace(".", "") if torch.version.cuda else "cpu"
     fix = [f"pip install --force-reinstall --no-deps 'torchvision=={wanted}.*' --index-url {PYTORCH}{index}"]
     try:
-        if not torchvision_importable():
+        if not compat.torchvision_importable():
             return _row("torchvision", False, "not installed; needed by pyiqa", get=fix)
         import torchvision
     except Exception as error:  # a build for another torch breaks in as many ways as there are builds
@@ -111,46 +139,18 @@ def _torchvision() -> dict:
     if wanted and not found.startswith(f"{wanted}."):
         return _row("torchvision", None, f"{found}, but torch {torch.__version__} goes with {wanted}", get=fix)
     if not _has_operators():
-        return _row(
-            "torchvision", None, f"{found}, built for another torch; worked around, all but its own operators", get=fix
-        )
-    return _row("torchvision", True, f"{found}, matches torch")
+        detail = f"{found}, built for another torch; worked around, all but its own operators"
+        return _row("torchvision", None, detail, get=fix)
+    return _row("torchvision", True, f"{found}, matches torch {torch.__version__}")
 
 
 def _has_operators() -> bool:
     """Whether torchvision's compiled part is there; where it is not, `compat` has only declared its names."""
-    one = torch.zeros(1, 4), torch.zeros(1), 0.5
     try:
-        torch.ops.torchvision.nms(*one)
+        torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except (NotImplementedError, AttributeError, RuntimeError):
         return False
     return True
-
-
-def _packages(work: str) -> list[dict]:
-    """The package's own requirements, and peft, which only unmerged LoRA wants."""
-    try:
-        wanted = [re.match(r"([\w.-]+)>=([\d.]+)$", line) for line in requires("passionsr_lab") or []]
-    except PackageNotFoundError:
-        return [
-            _row("packages", None, "passionsr_lab is not installed here, so what it needs is not known", get=["make"])
-        ]
-    rows = [_package(m[1], m[2], m[1] != "pyiqa" or work == "scores") for m in wanted if m and m[1] != "torch"]
-    return [*rows, _package("peft", "0.17", False)]
-
-
-def _package(name: str, least: str, needed: bool) -> dict:
-    get = [f"pip install '{name}>={least}'"]
-    try:
-        found = version(name)
-    except PackageNotFoundError:
-        return _row(name, False, f"not installed; {least} or newer", needed, get)
-    return _row(name, _numbers(found) >= _numbers(least), f"{found} ({least} or newer)", needed, get)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """ "2.13.0+cpu" -> (2, 13, 0)"""
-    return tuple(int(n) for n in re.findall(r"\d+", text.partition("+")[0])[:3])
 
 
 # -- machine ----------------------------------------------------------------------------------------------------------
@@ -163,20 +163,20 @@ def _cpu() -> dict:
         return _row("CPU", True, f"{platform.processor()}; torch uses {torch.backends.cpu.get_cpu_capability()}")
     model = re.search(r"model name\s*: (.*)", text)
     flags = [name for name, flag in FLAGS.items() if re.search(rf"\b{flag}\b", text)]
-    vnni = any("VNNI" in name or "AMX int8" in name for name in flags)
+    fast = any("VNNI" in name or "AMX int8" in name for name in flags)
     detail = f"{model[1] if model else platform.machine()}, {os.cpu_count()} threads; {', '.join(flags) or 'no AVX2'}"
-    return _row("CPU", True if vnni else None, detail + ("" if vnni else "; without VNNI int8 is not fast"))
+    return _row("CPU", fast or None, detail + ("" if fast else "; without VNNI int8 is not fast"))
 
 
 def _gpu(full: bool) -> dict:
+    build = f"torch for CUDA {torch.version.cuda}" if torch.version.cuda else "torch without CUDA"
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return _row("GPU", True, "; ".join(f"{card.name}, {_gb(card.total_memory)}" for card in cards))
+        return _row("GPU", True, "; ".join([*(f"{card.name}, {_gb(card.total_memory)}" for card in cards), build]))
     if torch.backends.mps.is_available():
         return _row("GPU", True, "Apple GPU (mps)")
-    return _row(
-        "GPU", None if full else True, "none" + ("; full size runs on the CPU, slowly" if full else ", not needed")
-    )
+    need = "full size runs on the CPU, slowly" if full else "not needed"
+    return _row("GPU", None if full else True, f"none ({build}); {need}")
 
 
 def _memory(full: bool) -> dict:
@@ -192,9 +192,7 @@ def _memory(full: bool) -> dict:
 
 def _disk(full: bool) -> dict:
     """Room where the weights go, against what a missing SD2.1 takes in float32."""
-    place = weights.folder()
-    while not place.exists():
-        place = place.parent
+    place = next(place for place in (weights.folder(), *weights.folder().absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     least = _model_bytes() if full and weights.find("sd21") is None else 0
     detail = f"{_gb(free)} free at {weights.folder()}" + (f"; SD2.1-base takes {_gb(least)} and more" if least else "")
@@ -203,8 +201,6 @@ def _disk(full: bool) -> dict:
 
 def _model_bytes() -> int:
     """UNet and VAE of SD2.1 in float32."""
-    from .sd21 import sd21
-
     return 4 * sum(p.numel() for p in sd21().parameters())
 
 
@@ -217,11 +213,10 @@ def _gb(number: int) -> str:
 
 def _weight(name: str, needed: bool) -> dict:
     what, found = weights.WEIGHTS[name].what, weights.find(name)
-    if found is None:
-        return _row(name, False, what, needed, weights.commands(name))
-    if problem := _problem(name, found):
+    problem = what if found is None else _problem(name, found)
+    if problem:
         return _row(name, False, problem, needed, weights.commands(name))
-    hashes = ", ".join(f"{file} {digest}" for file, digest in weights.sources(found).items())
+    hashes = ", ".join(f"{file} {digest}" for file, digest in weights.hashes(found).items())
     return _row(name, True, f"{what}: {found}", needed, sha256=hashes)
 
 
@@ -249,15 +244,5 @@ def _metric_file(url: str, users: list[str], needed: bool) -> dict:
     path = iqa.location(url)
     get = f"hf download {' '.join(VIT_FILE)}" if url == VIT else f"curl -L --create-dirs -o {path} {url}"
     here = path.exists()
-    detail, digest = f"for {', '.join(users)}: {path}", weights.sha256(path) if here else ""
-    return _row(iqa.label(url), here, detail, needed, [get], digest)
-
-
-def as_text(rows: list[dict]) -> str:
-    """The rows for a terminal: one line each, and beneath what is missing the command that gets it."""
-    lines = []
-    for row in rows:
-        mark = " (needed)" if row["needed"] and row["state"] == "missing" else ""
-        lines.append(f"{row['state']:<9} {row['item']}{mark}: {row['detail']}")
-        lines += [f"{'':<9}   {'get' if i == 0 else 'or'}: {line}" for i, line in enumerate(row["get"])]
-    return "\n".join(lines)
+    detail = f"for {', '.join(users)}: {path}"
+    return _row(iqa.label(url), here, detail, needed, [get], sha256(path) if here else "")

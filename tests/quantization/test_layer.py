@@ -1,18 +1,21 @@
 """LET and the quantized layers: nothing changes in floating point, gradients, splits."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from passionsr_lab.quantization.layer import QuantAttention, QuantLayer
+from passionsr_lab.quantization.attention import QuantAttention
+from passionsr_lab.quantization.filling import LET, Slots
+from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
-from passionsr_lab.quantization.recipe import W4A4, W8A8
-from passionsr_lab.quantization.surgery import mode
+from passionsr_lab.quantization.recipe import LayerRecipe
 from passionsr_lab.quantization.transform import EquivalentTransform
 from passionsr_lab.util.compat import torchvision_importable
 
+W8A8, W4A4 = LayerRecipe(8, 8), LayerRecipe(4, 4)
 SPLIT = replace(W4A4, split=True)
 # Layer and input shape: strides, paddings, dilations, groups, kernels, padding modes, odd sizes.
 LAYERS = {
@@ -43,6 +46,13 @@ LAYERS = {
 }
 
 
+def filled(layer, setting, name="layer"):
+    """A quantized layer with LET's slots."""
+    own = QuantLayer(layer, name, setting)
+    LET().fill(own)
+    return own
+
+
 def disturb(transform, seed=0, spread=1.0):
     """Any scale and, where it is learned, any shift."""
     g = torch.Generator().manual_seed(seed)
@@ -56,7 +66,7 @@ def prepared(case, recipe=W8A8, seed=0, dtype=torch.float32):
     """A quantized layer that has seen its input and has a random scale and shift, and the input."""
     torch.manual_seed(seed)
     make, shape = LAYERS[case]
-    layer, x = QuantLayer(make(), "layer", recipe).to(dtype), torch.randn(shape, dtype=dtype) + 0.5
+    layer, x = filled(make(), recipe, "layer").to(dtype), torch.randn(shape, dtype=dtype) + 0.5
     with mode(layer, "observe"):
         layer(x)
     disturb(layer.transform, seed)
@@ -71,11 +81,10 @@ def relative(ours, expected):
 # -- LET changes nothing in floating point ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", LAYERS)
-@pytest.mark.parametrize("seed", range(3))
-def test_scale_and_shift_leave_the_output_of_every_kind_of_layer_unchanged(case, seed, without_rounding):
-    layer, x = prepared(case, seed=seed)
-    assert relative(without_rounding(layer)(x), layer.layer(x)) < 1e-5
+def test_scale_and_shift_leave_the_output_of_every_kind_of_layer_unchanged(without_rounding):
+    for seed, case in enumerate(LAYERS):
+        layer, x = prepared(case, seed=seed)
+        assert relative(without_rounding(layer)(x), layer.layer(x)) < 1e-5, case
 
 
 def test_the_zero_padded_border_is_exact(without_rounding):
@@ -88,18 +97,13 @@ def test_the_zero_padded_border_is_exact(without_rounding):
     assert relative(naive, expected) > 1e-2, "padding after the shift would be wrong, so this test can see it"
 
 
-@pytest.mark.parametrize("case", LAYERS)
-def test_the_layer_with_all_its_quantizers_approaches_the_float_layer_at_16_bits(case):
-    layer, x = prepared(case, replace(W8A8, weight_bits=16, act_bits=16))
-    assert relative(layer(x), layer.layer(x)) < 3e-3
-
-
-@pytest.mark.parametrize("case", LAYERS)
-def test_in_float_and_observe_mode_a_layer_is_the_original(case):
-    layer, x = prepared(case)
-    for name in ("float", "observe"):
-        with mode(layer, name):
-            assert torch.equal(layer(x), layer.layer(x))
+def test_the_layer_with_all_its_quantizers_approaches_the_float_layer_at_16_bits():
+    for case in LAYERS:
+        layer, x = prepared(case, LayerRecipe(16, 16))
+        assert relative(layer(x), layer.layer(x)) < 3e-3, case
+        for name in ("float", "observe"):
+            with mode(layer, name):
+                assert torch.equal(layer(x), layer.layer(x)), case
 
 
 def attention(kind, **options):
@@ -117,7 +121,8 @@ def attention(kind, **options):
 
 def with_quantized(attn, recipe=W8A8, seed=0, calls=()):
     """Puts a quantized processor with random scales into an attention that has seen the calls' arguments."""
-    processor = QuantAttention(attn, "attention", recipe)
+    processor = QuantAttention.of(attn, "attention", recipe)
+    LET().fill(processor)
     attn.set_processor(processor)
     with mode(attn, "observe"):
         for x, context in calls:
@@ -128,9 +133,8 @@ def with_quantized(attn, recipe=W8A8, seed=0, calls=()):
 
 
 @pytest.mark.parametrize("kind", ["self", "cross", "vae"])
-@pytest.mark.parametrize("seed", range(3))
 @torch.no_grad()
-def test_scales_of_q_k_and_v_leave_the_output_of_attention_unchanged(kind, seed, without_rounding):
+def test_scales_of_q_k_and_v_leave_the_output_of_attention_unchanged(kind, without_rounding, seed=0):
     torch.manual_seed(seed)
     attn, x, context = attention(kind)
     expected = attn(x, context)
@@ -214,7 +218,7 @@ def test_a_centred_start_makes_every_channel_symmetric():
 
 def test_the_start_brings_channels_of_unlike_ranges_together():
     torch.manual_seed(0)
-    layer = QuantLayer(nn.Linear(8, 6), "layer", W8A8)
+    layer = filled(nn.Linear(8, 6), W8A8, "layer")
     x = torch.randn(50, 8) * torch.logspace(-2, 2, 8)
     with mode(layer, "observe"):
         layer(x)
@@ -224,7 +228,7 @@ def test_the_start_brings_channels_of_unlike_ranges_together():
         return (amax.max() / amax.min()).item()
 
     before, error = spread(), relative(layer(x), layer.layer(x))
-    layer.start_transform(W8A8)
+    LET().start(layer)
     assert spread() < before / 10
     assert relative(layer(x), layer.layer(x)) < error
 
@@ -240,7 +244,7 @@ def test_a_dead_channel_starts_at_a_finite_scale():
 
 
 def test_ranges_are_per_channel_and_grow_with_every_call():
-    layer = QuantLayer(nn.Conv2d(2, 3, 1), "layer", W8A8)
+    layer = filled(nn.Conv2d(2, 3, 1), W8A8, "layer")
     first = torch.randn(2, 2, 4, 5) * torch.tensor([5.0, 1.0]).view(1, 2, 1, 1)  # each call has its widest channel
     second = torch.randn(1, 2, 6, 3) * torch.tensor([1.0, 5.0]).view(1, 2, 1, 1)
     with mode(layer, "observe"):
@@ -251,7 +255,7 @@ def test_ranges_are_per_channel_and_grow_with_every_call():
 
 
 def test_a_layer_that_has_seen_nothing_says_so():
-    layer = QuantLayer(nn.Linear(4, 4), "unet.proj", W8A8)
+    layer = filled(nn.Linear(4, 4), W8A8, "unet.proj")
     with pytest.raises(RuntimeError, match=r"unet\.proj has no activation range yet: calibrate"):
         layer(torch.randn(2, 4))
 
@@ -346,7 +350,7 @@ def test_a_split_saves_the_small_half_from_the_large_one():
     x = torch.randn(40, 8) * torch.tensor([1.0] * 4 + [100.0] * 4)
     errors = {}
     for split in (False, True):
-        layer = QuantLayer(nn.Linear(8, 5), "layer", replace(W4A4, split=split))
+        layer = filled(nn.Linear(8, 5), replace(W4A4, split=split), "layer")
         with mode(layer, "observe"):
             layer(x)
         errors[split] = (layer.quantized_input(x) - x)[:, :4].abs().mean().item()
@@ -358,3 +362,106 @@ def test_what_has_no_two_halves_is_not_split(case):
     layer, x = prepared(case, SPLIT)
     assert len(layer.act_quantizers) == len(layer.weight_quantizers) == 1
     assert torch.isfinite(layer(x)).all()
+
+
+# -- slots and integers -----------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A slot that gives, or adds, one tensor."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, *args):
+        return self.value
+
+    def weight(self):
+        return self.value
+
+
+class Low(Plain):
+    """A branch with a full weight, in float."""
+
+    def __init__(self, layer, value):
+        super().__init__(value)
+        self.operate = layer.operate
+
+    def forward(self, seen):
+        return self.operate(seen, self.value, None)
+
+
+class Down(nn.Module):
+    """Rounds down."""
+
+    def forward(self, weight, step, base, bits):
+        return ((weight - base) / step).floor().clamp(0, 2**bits - 1) * step + base
+
+
+def test_an_empty_slot_costs_nothing_and_a_filled_one_does_what_it_says():
+    for case in ("linear", "3x3 padded"):
+        torch.manual_seed(0)
+        make, shape = LAYERS[case]
+        layer, x = QuantLayer(make(), "layer", W4A4), torch.randn(shape)
+        Slots().fill(layer)
+        with mode(layer, "observe"):
+            layer(x)
+        names = {key.partition(".")[0] for key in layer.state_dict()}
+        assert names == {"layer", "range", "act_quantizers", "weight_quantizers"}
+        weight, bias, padded = layer.layer.weight, layer.layer.bias, layer.pad(x)
+        dims, seen = tuple(range(1, weight.ndim)), fake_quantize(padded, padded.min(), padded.max(), 4)
+
+        def on_grid(w, dims=dims):
+            return fake_quantize(w, w.amin(dims, True), w.amax(dims, True), 4)
+
+        assert torch.equal(layer(x), layer.operate(seen, on_grid(weight), bias))
+        layer.delta = Plain(0.3 * torch.randn_like(weight))
+        assert torch.equal(layer(x), layer.operate(seen, on_grid(weight + layer.delta.value), bias))
+        layer.branch = Low(layer, 0.5 * weight.detach())
+        rest = on_grid(weight - layer.branch.value + layer.delta.value)
+        expected = layer.operate(seen, rest, bias) + layer.operate(padded, layer.branch.value, None)
+        assert torch.equal(layer(x), expected)
+        layer.alignment = Plain(torch.randn_like(bias))
+        torch.testing.assert_close(layer(x), expected + layer.alignment.value.view(-1, *dims[1:] and (1, 1)))
+        layer.rounding = nn.ModuleList([Down()])
+        residual, (span,) = layer.residual_weight(), layer.weight_ranges()
+        assert torch.equal(layer.quantized_weight(), Down()(residual, *layer.weight_quantizers[0].grid(*span), 4))
+        layer.empty()
+        assert {key.partition(".")[0] for key in layer.state_dict()} == {"layer", "range"} and not layer.range.known
+
+
+def test_integers_and_what_stays_in_float_give_the_layers_output_again():
+    for case in ("linear", "3x3 padded", "down-sampling", "1x1"):
+        for setting in (W4A4, SPLIT):
+            layer, x = prepared(case, setting)
+            frozen, padded = layer.frozen(), layer.pad(x)
+            shape = [1] * x.ndim
+            shape[layer.dim] = -1
+            seen = (padded - frozen.shift.view(shape)) / frozen.scale.view(shape)
+            out = 0
+            for half, part, i in zip(frozen.halves, seen.split(frozen.sizes, layer.dim), (0, 1)):
+                codes = (part / half.act_step).round() - half.act_zero
+                codes = codes.clamp(0, 2**setting.act_bits - 1) + half.act_zero
+                weight = (half.weight_codes + half.weight_zero) * half.weight_step
+                out = out + layer.operate(codes * half.act_step, weight, frozen.bias if i == 0 else None)
+                assert half.weight_codes.min() >= 0 and half.weight_codes.max() < 2**setting.weight_bits
+            assert relative(out, layer(x)) < 1e-4, case
+    layer, x = prepared("linear", replace(W4A4, zero_point="real"))
+    with pytest.raises(ValueError, match="integers need a recipe with zero_point='integer'"):
+        layer.frozen()
+
+
+def test_a_mode_is_seen_by_its_own_thread_only():
+    layer, _ = prepared("linear", W4A4)
+    seen = {}
+    with mode(layer, "float"):
+        thread = threading.Thread(target=lambda: seen.update(mode=layer.mode))
+        thread.start()
+        thread.join()
+        with pytest.raises(ZeroDivisionError), mode(layer, "observe"):
+            raise ZeroDivisionError
+        assert (layer.mode, seen["mode"]) == ("float", "quantized")
+    assert layer.mode == "quantized"
+    with pytest.raises(ValueError, match="'low'"):
+        mode(layer, "low").__enter__()

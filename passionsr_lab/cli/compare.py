@@ -1,0 +1,34 @@
+"""`compare`: the ablation."""
+
+import click
+
+from ..methods import ABLATION
+from .common import Told, command, progress
+from .options import COUNT, FILE, JOBS, MODEL, NAMES, STORE, workers
+
+
+@command("compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4,W4A8 --methods lbq,let")
+@MODEL
+@click.option("--recipes", default="W8A8,W6A6,W4A4", type=NAMES)
+@click.option("--methods", default=",".join(ABLATION), type=NAMES)
+@click.option("--seeds", default=1, type=COUNT, help="how many seeds")
+@click.option("--epochs", default=4, type=COUNT)
+@STORE
+@JOBS
+@click.option("--csv", type=FILE, help="also write the table there, and every run beside it (NAME_runs.csv)")
+def compare(model, recipes, methods, seeds, epochs, store, jobs, csv) -> Told:
+    """A stopped comparison goes on where it was."""
+    from ..evaluation.sweep import grid, summary, sweep
+    from ..util.files import replacing
+
+    work = grid(model=[model], recipe=recipes, method=methods, seed=range(seeds), epochs=[epochs])
+    bar = iter(progress(range(len(work)), len(work), "runs"))
+    with workers(jobs) as executor:
+        frame = sweep(work, store, executor, callback=lambda row: next(bar, None))
+    table = summary(frame)
+    if csv:
+        for file, content in ((csv, table), (csv.with_name(f"{csv.stem}_runs.csv"), frame)):
+            with replacing(file) as temporary:
+                content.to_csv(temporary, index=False)
+    text = table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
+    return Told({"runs": frame.to_dict("records")}, text=text)

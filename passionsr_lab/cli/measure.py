@@ -1,0 +1,26 @@
+"""`measure`: scores of pictures that are there already."""
+
+import click
+
+from ..evaluation.protocols import PROTOCOLS
+from .common import Told, command
+from .options import FILE, NAMES, PATH
+
+
+@command("measure -i RESTORED -r ORIGINALS --protocol osediff", "measure -i RESTORED -r ORIGINALS --metrics psnr,ssim")
+@click.option("-i", "--images", type=PATH, required=True, help="folder of pictures to score")
+@click.option("-r", "--references", type=PATH, help="folder of the originals, with exactly the same names")
+@click.option("--protocol", default="osediff", type=click.Choice(list(PROTOCOLS)))
+@click.option("--metrics", type=NAMES, help="some of the protocol's; psnr is psnr_y", show_default="all")
+@click.option("--csv", type=FILE, help="also write every image's scores there")
+def measure(images, references, protocol, metrics, csv) -> Told:
+    """A metric whose weights are not here has an empty column that says so."""
+    from ..evaluation.scores import measure as scores
+    from ..evaluation.scores import summary, versions
+    from ..evaluation.tables import plain, to_csv
+
+    frame = scores(images, references, metrics, protocol)
+    if csv:
+        to_csv(frame, csv.stem, csv.parent)
+    count = int(frame.name[frame.name != "all"].nunique())
+    return Told({"images": count, "scores": plain(summary(frame)), "versions": versions(protocol, metrics)})

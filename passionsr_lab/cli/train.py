@@ -1,0 +1,37 @@
+"""`train`: the embedded model, anew or further."""
+
+import time
+
+import click
+
+from .common import Told, command, progress
+from .options import FOLDER, NATURAL, PATH
+
+SAVE_EVERY = 180  # seconds between two states that a run keeps
+
+
+@command("train --images PHOTOGRAPHS --out my_model", "train --images PHOTOGRAPHS --out further --start tiny --skip 5")
+@click.option("--images", type=PATH, required=True, help="a folder of photographs of at least 256 x 256 pixels")
+@click.option("--out", type=FOLDER, required=True, help="folder for the model and the training state")
+@click.option("--seed", default=0, type=NATURAL)
+@click.option("--start", help="a model to go on from, with its prompt branch", show_default="a new one")
+@click.option("--skip", default=0, type=NATURAL, help="leave out phases that --start has been through")
+@click.option("--minutes", type=click.FloatRange(0), help="stop after this long, to go on later")
+def train(images, out, seed, start, skip, minutes) -> Told:
+    """The state is saved every three minutes."""
+    from ..tools.train import PHASES, Training
+
+    work, state = Training(images, seed, PHASES[skip:], start), out / "training.pt"
+    began = saved = time.monotonic()
+    if state.exists():
+        work.resume(state)
+    for record in progress(work.run(), work.total - work.step, "steps"):
+        now = time.monotonic()
+        over = minutes is not None and now - began > minutes * 60
+        if now - saved > SAVE_EVERY or over or record["step"] == record["of"]:
+            work.save(state)
+            saved = time.monotonic()
+        if over:
+            break
+    work.averaged().half().save(out)  # float16 on disk; it is loaded as float32
+    return Told({"step": work.step, "of": work.total, "seed": seed, "out": str(out)} | work.validate())
