@@ -101,6 +101,8 @@ def architecture(model: str | Path) -> OneStepSR:
     folder = Path(str(resources.files("passionsr_lab"))) / "tiny" if str(model) == "tiny" else Path(model)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give a model folder, 'sd21' or 'tiny'.")
+    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    refuse_unknown(SCHEDULER, vae, unet, folder)
     try:
         unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
         refuse_unknown(SCHEDULER, vae, unet, folder)
