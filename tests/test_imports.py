@@ -19,7 +19,8 @@ FLOORS = (
     {"imaging"},
     {"pipeline", "quantization"},
     {"fullsize", "calibration"},
-    {"official", "methods"},
+    {"official"},
+    {"methods"},
     {"store"},
     {"analysis", "evaluation"},
     {"plots", "tools", "bench"},
@@ -51,7 +52,7 @@ def test_importing_loads_no_heavy_library():
 
 def test_every_public_name_is_in_the_room_that_the_table_of_contents_says():
     names = [name for names in passionsr_lab.CONTENTS.values() for name in names]
-    assert len(names) == len(set(names)) <= 30
+    assert len(names) == len(set(names)) <= 33
     assert all(getattr(passionsr_lab, name) is not None for name in names)
     assert set(names) <= set(dir(passionsr_lab))
     with pytest.raises(AttributeError, match="nonsense"):
@@ -59,7 +60,7 @@ def test_every_public_name_is_in_the_room_that_the_table_of_contents_says():
 
 
 def test_quantization_can_be_read_and_imported_alone():
-    """No hub, no diffusers' loaders, no official files, no other room but util; under 1,000 lines."""
+    """No hub, no diffusers' loaders, no official files, no other room but util; under 1,150 lines."""
     blocked = ("huggingface_hub", "diffusers", "transformers", "passionsr_lab.official", "passionsr_lab.fullsize")
     code = f"""
 import sys
@@ -72,7 +73,7 @@ rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("passion
 assert rooms == {{"quantization", "util"}}, rooms
 """
     run(code)
-    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1000
+    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1150
 
 
 # -- downwards --------------------------------------------------------------------------------------------------------
@@ -86,7 +87,11 @@ def dotted(path):
 def inner_imports(path):
     """(line, path inside the package) of every import of this package, wherever in the file it stands."""
     here = path.relative_to(PACKAGE).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for_types = {id(n) for block in ast.walk(tree) if _only_for_types(block) for n in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
             yield from ((node.lineno, tuple(n[1:])) for n in names if n[0] == "passionsr_lab")
@@ -102,6 +107,10 @@ def inner_imports(path):
                 whole = (*base, alias.name)
                 module = PACKAGE.joinpath(*whole)
                 yield node.lineno, whole if module.with_suffix(".py").is_file() or module.is_dir() else tuple(base)
+
+
+def _only_for_types(node):
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
 
 
 def edges():
@@ -120,7 +129,7 @@ def test_every_file_is_in_a_room_and_imports_between_rooms_point_downwards():
     wrong, seen = [], 0
     for source, target, where in edges():
         a, b = room(source), room(target)
-        if a == b or b == "passionsr_lab":  # of the package itself only __version__ is asked for
+        if a == b or b == "passionsr_lab" or source[-1] == "__main__":  # only __version__ is asked for; a way in
             continue
         seen += 1
         if FLOOR[a] <= FLOOR[b] or b not in NARROW.get(a, {b}):

@@ -26,13 +26,13 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
     taken back, partly or wholly.  Pale lines are each step's own batch, with their running mean.
 
     Args:
-        records: what `calibrate` returns (columns event, module, stage, step, of, loss; `kept` if there is one),
+        records: what `calibrate` returns (columns event, module, stage, step, of, loss; `step_length` if there is one),
             of one run or of several with their names in a column `run`.  A run in progress is fine.
         smooth: steps in the running mean, by default a twentieth of the stage; 1 draws the steps as they are, as
             losses over all pairs.
     """
     require(records, "event", "module", "stage", "step", "of", "loss")
-    records = records.assign(**{k: v for k, v in {"run": "", "kept": 1.0}.items() if k not in records})
+    records = records.assign(**{k: v for k, v in {"run": "", "step_length": 1.0}.items() if k not in records})
     modules, runs = keys(records, "module"), keys(records, "run")
     styles = looks("run", runs) if runs != [""] else [{"color": PALETTE[0], "marker": "o", "linestyle": "-"}]
     fig, axes = figure(heading, COLUMN if len(modules) == 1 else PAGE, 2.1, 1, len(modules))
@@ -48,7 +48,7 @@ def loss_curves(records: DataFrame, heading: str = "Calibration loss of each mod
             ax.set_yticks([])  # nothing is there yet
     axes[0, 0].set_ylabel("mean squared error")
     handles = [axes[0, 0].plot([], [], **style | {"marker": ""}, label=str(run))[0] for run, style in zip(runs, styles)]
-    _loss_legend(axes[0, 0], handles if len(runs) > 1 else [], smooth, bool(records.kept.lt(1).any()))
+    _loss_legend(axes[0, 0], handles if len(runs) > 1 else [], smooth, bool(records.step_length.lt(1).any()))
     return fig
 
 
@@ -75,7 +75,7 @@ def _draw_run(ax, records: DataFrame, style: dict, smooth: int | None) -> None:
         for row in ends.itertuples():
             face = "white" if row.event == "start" else style["color"]
             mark = {"marker": style["marker"], "mec": style["color"], "mfc": face, "ms": style["ms"]}
-            ax.plot(begin + row.step, row.loss, **(BACK if row.kept < 1 else mark), clip_on=False)
+            ax.plot(begin + row.step, row.loss, **(BACK if row.step_length < 1 else mark), clip_on=False)
 
 
 def _loss_legend(ax, handles: list, smooth: int | None, back: bool) -> None:

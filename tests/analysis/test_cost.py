@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from passionsr_lab.analysis.bitcost import bit_cost, paper_cost, recipe_cost, report
 from passionsr_lab.analysis.cost import count
-from passionsr_lab.evaluation.paper import table1, table2, table3
+from passionsr_lab.analysis.paper import table1, table2, table3
 from passionsr_lab.fullsize.sd21 import architecture, sd21
 from passionsr_lab.quantization.recipe import W4A4, W6A6, W8A8, recipe
 from passionsr_lab.tools.train import new_model

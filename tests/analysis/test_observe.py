@@ -14,11 +14,12 @@ from passionsr_lab.analysis.observe import observing, weight_channels
 from passionsr_lab.analysis.propagation import collapse, propagation
 from passionsr_lab.analysis.running import BINS, Accumulator
 from passionsr_lab.analysis.sensitivity import keep_top, measure, sensitivity
-from passionsr_lab.calibration.loop import calibrate
 from passionsr_lab.imaging.pairs import bundled
-from passionsr_lab.quantization.layer import QuantAttention, QuantLayer
+from passionsr_lab.methods import calibrate
+from passionsr_lab.quantization.attention import QuantAttention
+from passionsr_lab.quantization.layer import QuantLayer, mode
+from passionsr_lab.quantization.place import quantize, quantized_layers
 from passionsr_lab.quantization.recipe import W4A4, W8A8
-from passionsr_lab.quantization.surgery import mode, quantize, quantized_layers
 from passionsr_lab.tools.train import new_model
 
 CONV, LINEAR = "vae.decoder.up_blocks.2.resnets.0.conv1", "unet.mid_block.attentions.0.proj_in"

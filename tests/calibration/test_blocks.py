@@ -37,7 +37,12 @@ def test_blocks_hold_every_quantized_layer_once_and_are_chosen_by_pattern(q):
         for name, block in found.items():
             assert block is q.get_submodule(name) and not any(other.startswith(f"{name}.") for other in found)
     assert len(held) == len(q.layers) and set(held) == set(q.layers.values())
-    assert {type(block).__name__ for block in found.values()} >= {"ResnetBlock2D", "Attention", "Upsample2D", "QuantLayer"}
+    assert {type(block).__name__ for block in found.values()} >= {
+        "ResnetBlock2D",
+        "Attention",
+        "Upsample2D",
+        "QuantLayer",
+    }
     unet = q.segments()[1].modules
     assert {type(b).__name__ for b in blocks(unet).values()} >= {"BasicTransformerBlock", "Downsample2D"}
     assert [*blocks(unet, "unet.conv_*")] == ["unet.conv_in", "unet.conv_out"]

@@ -71,6 +71,8 @@ def test_what_is_recomputed_can_be_gone_through_again():
 def test_a_probe_trains_all_that_a_method_has(pipe, pairs):
     q = quantize(pipe, "W4A4")
     records = list(Calibration(q, pairs[:1], METHODS["passionsr"], lean=True).probe())
-    assert [(r["module"], r["stage"]) for r in records] == [(m, "transform+bounds") for m in ("encoder", "unet", "decoder")]
+    assert [(r["module"], r["stage"]) for r in records] == [
+        (m, "transform+bounds") for m in ("encoder", "unet", "decoder")
+    ]
     moved = {name.partition(".")[0] for name, t in state(q).items() if name.endswith("trim") and t.any()}
     assert moved == {"unet", "vae"} and torch.isfinite(q(torch.rand(3, 8, 8))).all()

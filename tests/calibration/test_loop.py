@@ -266,7 +266,9 @@ def test_passionsr_u_leaves_the_vae_in_full_precision(pipe, pairs, run):
         assert {r["module"] for r in records} <= {"unet", "all"} and all(name.startswith("unet.") for name in q.layers)
         with torch.no_grad():
             z = pipe.encode(pipe.prepare(pairs[0].lr[None]))
-            assert torch.equal(q.encode(pipe.prepare(pairs[0].lr[None])), z) and torch.equal(q.decode(z), pipe.decode(z))
+            assert torch.equal(q.encode(pipe.prepare(pairs[0].lr[None])), z) and torch.equal(
+                q.decode(z), pipe.decode(z)
+            )
             assert not torch.equal(q.denoise(z), pipe.denoise(z))
 
 

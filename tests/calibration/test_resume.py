@@ -103,4 +103,3 @@ def test_a_damaged_or_missing_state_is_refused(begin, tmp_path):
         file.unlink() if content is None else file.write_bytes(content)
         with refused(file, "is not a calibration state that can be read; delete it to start anew."):
             checkpoint.resume(work, file)
-

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from passionsr_lab.quantization.surgery import TENSORS
 from safetensors.torch import load_file
 
 import passionsr_lab
+from passionsr_lab.store.folder import TENSORS
 
 
 def start(out, model, seed=3):

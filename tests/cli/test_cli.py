@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.imaging.pictures import read_image, to_image
 from passionsr_lab.imaging.tiling import Tiling
-from passionsr_lab.quantization.recipe import METHODS
-from passionsr_lab.quantization.surgery import DESCRIPTION, TENSORS, load
+from passionsr_lab.methods import METHODS
+from passionsr_lab.store.folder import DESCRIPTION, TENSORS, load
 
 PICTURES = {"a.png": (9, 7), "b.jpg": (16, 11), "c.bmp": (1, 1), "d.TIF": (5, 3), "e.webp": (12, 8)}
 

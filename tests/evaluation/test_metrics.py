@@ -291,7 +291,7 @@ def test_weights_in_the_cache_are_used_and_their_hash_reported(tmp_path):
     savemat(file, {"mu_prisparam": np.ones((1, 36)), "cov_prisparam": np.eye(36)})
     code = """
 import torch
-from passionsr_lab.metrics import score, versions
+from passionsr_lab.evaluation.scores import score, versions
 frame = score([torch.rand(3, 200, 200, generator=torch.Generator().manual_seed(0))], metrics=["niqe"])
 print(frame.value[0], versions()["weights"]["niqe_modelparameters.mat"], versions()["weights"]["RN50.pt"])
 """
@@ -374,14 +374,14 @@ def test_a_column_of_ones_own_makes_its_own_groups():
 
 
 def test_importing_metrics_is_light():
-    code = "import sys, passionsr_lab.metrics; print(*sys.modules)"
+    code = "import sys, passionsr_lab.evaluation.scores; print(*sys.modules)"
     heavy = {"pandas", "pyiqa", "torchvision", "timm", "transformers", "diffusers", "huggingface_hub", "matplotlib"}
     assert not heavy & set(python(code).split())
 
 
 def test_torchvision_imports_after_the_cure():
     code = """
-from passionsr_lab.compat import torchvision_importable
+from passionsr_lab.util.compat import torchvision_importable
 assert torchvision_importable() and torchvision_importable()
 import torch, torchvision
 from torchvision.models import alexnet
@@ -398,7 +398,7 @@ try:
     from transformers import CLIPTextModel
 except ImportError:
     pass
-from passionsr_lab.compat import torchvision_importable
+from passionsr_lab.util.compat import torchvision_importable
 torchvision_importable()
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel
@@ -411,7 +411,7 @@ def test_a_healthy_torchvision_is_left_alone(tmp_path):
     (tmp_path / "torchvision" / "__init__.py").write_text("healthy = True\n")
     code = """
 import torch
-from passionsr_lab.compat import torchvision_importable
+from passionsr_lab.util.compat import torchvision_importable
 assert torchvision_importable()
 import torchvision
 assert torchvision.healthy
@@ -427,7 +427,7 @@ def test_a_torchvision_broken_otherwise_says_so(tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('another fault')\n")
     code = """
-from passionsr_lab.compat import torchvision_importable
+from passionsr_lab.util.compat import torchvision_importable
 try:
     torchvision_importable()
 except RuntimeError as error:
@@ -441,7 +441,7 @@ def test_clip_imports_without_pkg_resources_and_leaves_no_stand_in():
 import sys
 from importlib.util import find_spec
 before = find_spec("pkg_resources") is not None
-from passionsr_lab.compat import clip_importable
+from passionsr_lab.util.compat import clip_importable
 assert clip_importable() and clip_importable()
 import pyiqa.archs.clipiqa_arch, clip
 assert clip.tokenize("a good image").shape == (1, 77)

@@ -10,14 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
-from passionsr_lab.calibration.loop import calibrate
 from passionsr_lab.evaluation import table2
 from passionsr_lab.evaluation.scores import summary
 from passionsr_lab.evaluation.table2 import Plan, run, scores, wide
 from passionsr_lab.evaluation.tables import read
 from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.imaging.psnr import psnr_y
-from passionsr_lab.quantization.surgery import load, quantize
+from passionsr_lab.methods import calibrate
+from passionsr_lab.quantization.place import quantize
+from passionsr_lab.store.folder import load
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("table2.csv", "table2.tex", "table2_means.csv", "table2_images.csv", "table2_versions.json")

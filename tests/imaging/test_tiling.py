@@ -202,7 +202,7 @@ def test_a_quantized_pipeline_runs_in_the_tiles_it_was_calibrated_on(calibrated,
 def test_auto_takes_tiles_only_where_the_memory_asks_for_them(pipe, monkeypatch):
     lr = torch.rand(3, 40, 36)
     assert pipe.fits_whole(40, 36) and torch.equal(pipe(lr), pipe(lr, None))
-    monkeypatch.setattr("passionsr_lab.pipeline.onestep.WHOLE", 10**6)
+    monkeypatch.setattr("passionsr_lab.pipeline.onestep.UNTILED_BYTES", 10**6)
     assert not pipe.fits_whole(40, 36) and torch.equal(pipe(lr), pipe(lr, pipe.tiling))
     assert not torch.equal(pipe(lr), pipe(lr, None))
     assert pipe.fits_whole(32, 32), "one tile is never cut"

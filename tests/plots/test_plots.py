@@ -57,13 +57,13 @@ STATE = (EDGES, COUNTS, (-1, 2))
 LONG = "A long heading that takes more than one line: " + LAYERS[3][1]
 
 
-def records(run="PassionSR", modules=MODULES, steps=40, kept=1.0):
+def records(run="PassionSR", modules=MODULES, steps=40, step_length=1.0):
     rows = []
     for module, stage in ((m, s) for m in modules for s in ("transform", "bounds")):
         rows.append(("start", module, stage, 0, 0.02, 1.0))
         rows += [("step", module, stage, i + 1, 0.02 * 0.97**i * (1 + i % 3), 1.0) for i in range(steps)]
-        rows.append(("end", module, stage, steps, 0.006, kept))
-    frame = pd.DataFrame(rows, columns=["event", "module", "stage", "step", "loss", "kept"])
+        rows.append(("end", module, stage, steps, 0.006, step_length))
+    frame = pd.DataFrame(rows, columns=["event", "module", "stage", "step", "loss", "step_length"])
     return frame.assign(of=steps, run=run)
 
 
@@ -84,9 +84,9 @@ FIGURES = {
     "intervals": (plots.intervals, INTERVALS),
     "layer": (plots.layer_panels, {"before LET": (*STATE, ONE), "after LET": (EDGES / 3, COUNTS, (-1, 1), ONE)}, 4),
     "layer ranges": (plots.layer_ranges, RANGES),
-    "loss": (plots.loss_curves, pd.concat([records(), records("LBQ + LET", ("all",), kept=0.0)])),
+    "loss": (plots.loss_curves, pd.concat([records(), records("LBQ + LET", ("all",), step_length=0.0)])),
     "loss of one module": (plots.loss_curves, records(modules=("unet",)).drop(columns="run")),
-    "loss over all pairs": (plots.loss_curves, records(kept=0.5), LONG, 1),
+    "loss over all pairs": (plots.loss_curves, records(step_length=0.5), LONG, 1),
     "maps": (plots.maps, {"naive: shift, then pad": np.eye(9), "exact": np.zeros((9, 9))}, "error", LONG, 1e-9, 3.25),
     "propagation": (plots.propagation, NOISE),
     "quality": (plots.quality_over_time, TIMES.assign(updates=TIMES.seconds // 1)),
@@ -292,7 +292,7 @@ def test_loss_panels_hold_every_step_and_both_levels():
     assert levels == [[0, 0.02], [40, 0.006], [40, 0.02], [80, 0.006]]
     assert [text.get_text() for text in fig.axes[1].child_axes[0].get_xticklabels()] == ["LET", "LBQ"]
     for kept in (1.0, 0.5):
-        fig = plots.loss_curves(records(kept=kept))
+        fig = plots.loss_curves(records(step_length=kept))
         crossed = any(line.get_marker() == "X" and len(line.get_xdata()) for ax in fig.axes for line in ax.lines)
         said = "stage taken back, partly or wholly" in [t.get_text() for t in fig.legends[0].texts]
         assert crossed == said == (kept < 1)

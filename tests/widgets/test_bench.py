@@ -59,7 +59,7 @@ def test_every_control_has_a_label_a_tooltip_and_the_tab_key(bench):
 
 
 def test_a_finished_finish_changes_nothing(pipe):
-    from passionsr_lab.quantization.surgery import state
+    from passionsr_lab.calibration.state import state
 
     q = lab.quantize(pipe, lab.W6A6)
     work = lab.Calibration(q, lab.bundled("calibration", 1, 64), "let")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from passionsr_lab.analysis.observe import layer_input, observing
-from passionsr_lab.quantization.layer import QuantLayer
+from passionsr_lab.quantization.layer import QuantLayer, mode
+from passionsr_lab.quantization.place import quantized_layers
 from passionsr_lab.quantization.quantizer import fake_quantize
-from passionsr_lab.quantization.surgery import mode, quantized_layers
 from passionsr_lab.widgets import explore
 
 generator = torch.Generator().manual_seed(0)
