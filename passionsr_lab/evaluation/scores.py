@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..imaging.decoding import picture_size
+from ..imaging.matching import matching_files
 from ..imaging.pictures import image_files, read_image, to_image, to_tensor
 from ..imaging.psnr import psnr_y
 from . import iqa
@@ -23,12 +25,6 @@ from .protocols import PROTOCOLS, Metric, chosen, digest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-
-# -- PSNR -------------------------------------------------------------------------------------------------------------
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
 
 
 def score(
@@ -77,7 +73,7 @@ def measure(
 ) -> DataFrame:
     """`score` for two folders whose files are paired by their exact names, one pair in memory at a time.
 
-    Raises `ValueError` if a file has no counterpart (the message says which, and on which side), and as `score` does.
+    Raises `ValueError` as `score` and `matching.matching_files` do, before any metric is computed.
 
     Example:
         >>> import tempfile
@@ -87,11 +83,13 @@ def measure(
         ['a.png']
     """
     table = chosen(metrics, protocol, references_folder is not None)
-    images = image_files(images_folder)
-    references = [None] * len(images) if references_folder is None else image_files(references_folder)
-    if references_folder is not None:
-        _same_names(images, references)
-    pairs = (_pair(p.name, read_image(p), r and read_image(r)) for p, r in zip(images, references))
+    if references_folder is None:
+        files = [(file, None) for file in image_files(images_folder)]
+    else:
+        files = [pair for _, *pair in matching_files(images_folder, references_folder)]
+    for image, reference in files:
+        _require_same_size(image.name, picture_size(image), picture_size(reference or image))
+    pairs = (_pair(image.name, read_image(image), reference and read_image(reference)) for image, reference in files)
     return _table(pairs, table, protocol)
 
 
@@ -124,14 +122,14 @@ def summary(frame: DataFrame, samples: int = 1000, seed: int = 0) -> DataFrame:
 
     keys = [column for column in frame.columns if column not in ("name", "value", "note")]
     rows = []
-    for group, part in frame.groupby(keys, sort=False, dropna=False):
-        values = part.value.dropna().to_numpy()
+    for group, scores in frame.groupby(keys, sort=False, dropna=False):
+        values = scores.value.dropna().to_numpy()
         low, high = math.nan, math.nan
         if len(values) > 1:
             picks = np.random.default_rng(seed).integers(len(values), size=(samples, len(values)))
             low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
         mean = values.mean() if len(values) else math.nan
-        rows.append((*group, len(values), mean, low, high, next(filter(None, part.note), "")))
+        rows.append((*group, len(values), mean, low, high, next(filter(None, scores.note), "")))
     return pd.DataFrame(rows, columns=[*keys, "n", "mean", "low", "high", "note"])
 
 
@@ -163,23 +161,22 @@ def versions(protocol: str | None = "osediff", metrics: Sequence[str] | None = N
 
 
 def _pair(name: str, image: Tensor | Image.Image, reference: Tensor | Image.Image | None):
-    """(name, image, reference if any), both (3, H, W) on the CPU; `ValueError` if their sizes differ."""
-    pair = [to_tensor(x).detach().cpu() for x in (image, reference) if x is not None]
-    for x in pair:
-        if x.ndim != 3:
-            raise ValueError(f"{name} is a batch {tuple(x.shape)}; give a list of images (3, H, W).")
-        if x.shape != pair[0].shape:
-            (h, w), (rh, rw) = pair[0].shape[1:], x.shape[1:]
-            raise ValueError(f"{name} is {w}x{h} but its reference is {rw}x{rh}; images are never resized here.")
+    """(name, image, reference if any), both (3, H, W) on the CPU; `ValueError` that names what is wrong with them."""
+    try:
+        pair = [to_tensor(x).detach().cpu() for x in (image, reference) if x is not None]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if any(x.ndim != 3 for x in pair):
+        raise ValueError(f"{name} is a batch; give a list of images (3, H, W).")
+    _require_same_size(name, pair[0].shape[1:], pair[-1].shape[1:])
     return (name, *pair)
 
 
-def _same_names(images: list[Path], references: list[Path]) -> None:
-    left, right = {p.name for p in images}, {p.name for p in references}
-    if left != right:
-        sides = ((references[0].parent, sorted(left - right)), (images[0].parent, sorted(right - left)))
-        missing = "; ".join(f"{side} lacks {len(gone)} ({', '.join(gone[:5])})" for side, gone in sides if gone)
-        raise ValueError(f"The two folders do not hold the same file names: {missing}.")
+def _require_same_size(name: str, image: Sequence[int], reference: Sequence[int]) -> None:
+    """`ValueError` for other heights and widths."""
+    if tuple(image) != tuple(reference):
+        (h, w), (rh, rw) = image, reference
+        raise ValueError(f"{name} is {w}x{h} but its reference is {rw}x{rh}; images are never resized here.")
 
 
 def _table(pairs: Iterable[tuple], metrics: dict[str, Metric], protocol: str | None) -> DataFrame:

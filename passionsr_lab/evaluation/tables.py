@@ -19,6 +19,7 @@ PACKAGES = ("torch", "diffusers", "numpy")
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: "\\" + c for c in "&%$#_{}"
 }
+TEXT = ("name", "dataset", "model", "method", "recipe", "layer", "protocol", "note")  # columns of any text at all
 ARROWS = {"max": r" $\uparrow$", "min": r" $\downarrow$"}
 
 
@@ -37,7 +38,7 @@ def provenance(model: str, seed: int | str, recipe: str) -> dict[str, str]:
 
 
 def _sentence(source: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in source.items())
+    return " ".join(", ".join(f"{name} {value}" for name, value in source.items()).splitlines())
 
 
 def to_csv(
@@ -59,15 +60,24 @@ def to_csv(
         ...     to_csv(pd.DataFrame({"bits": [8], "psnr": [31.25]}), "table", folder).read_text()
         'bits,psnr\\n8,31.25\\n'
     """
+    return write_csv(frame, Path(folder) / f"{name}.csv", source)
+
+
+def write_csv(frame: DataFrame, path: str | Path, source: Mapping[str, str] | None = None) -> Path:
+    """`to_csv` into exactly this file, whatever its suffix."""
     head = f"# {_sentence(source)}\n" if source else ""
-    return _write(Path(folder) / f"{name}.csv", head + frame.to_csv(index=False, lineterminator="\n"))
+    return _write(Path(path), head + frame.to_csv(index=False, lineterminator="\n"))
 
 
 def read(path: str | Path) -> DataFrame:
-    """The frame that `to_csv` wrote, to the last bit."""
+    """The frame that `to_csv` or `write_csv` wrote, to the last bit; names stay names, "NA", "007" and "x#y" too."""
     import pandas as pd
 
-    return pd.read_csv(path, comment="#", float_precision="round_trip")
+    with open(path, "rb") as file:
+        head = file.readline().startswith(b"# ")
+    options = {"float_precision": "round_trip", "encoding_errors": "surrogateescape", "dtype": dict.fromkeys(TEXT, str)}
+    frame = pd.read_csv(path, skiprows=int(head), keep_default_na=False, na_values=[""], **options)
+    return frame.fillna(dict.fromkeys(frame.columns.intersection(TEXT), ""))
 
 
 def to_latex(
@@ -126,7 +136,7 @@ def to_latex(
     groups = (
         [frame]
         if within is None
-        else [part for _, part in frame.groupby(within, sort=False, dropna=False, observed=True)]
+        else [rows for _, rows in frame.groupby(within, sort=False, dropna=False, observed=True)]
     )
     blocks = [_rows(group, columns, best, spread, digits) for group in groups]
     heads = [headers.get(c, escape(str(c).replace("_", " "))) + ARROWS.get(best.get(c), "") for c in columns]
@@ -208,5 +218,5 @@ def _marks(values: Series, direction: str, places: int) -> list[str]:
 
 def _write(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")  # file names may be any bytes
     return path

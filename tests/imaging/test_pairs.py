@@ -1,8 +1,6 @@
 """Degradation, pairs, test sets in every layout, and the calibration set."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +22,6 @@ from passionsr_lab.imaging.pairs import (
     folder_pairs,
 )
 from passionsr_lab.imaging.pictures import read_image, to_image, upsample
-
-DATA = Path(os.environ.get("PASSIONSR_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture
@@ -103,27 +99,24 @@ def test_pairs_are_times_four_show_the_same_and_repeat_with_their_seed():
         assert pair.lr.shape == (3, 32, 32) and (upsample(pair.lr[None])[0] - pair.hr).abs().mean() < 0.15
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3"])
-def test_a_count_that_is_no_count_is_refused_everywhere(count, photos, tmp_path):
-    ready = pair_folder(tmp_path / "ready")
-    for call in (
-        lambda: bundled("test", count), lambda: folder_pairs(photos, count, 16), lambda: folder_pairs(ready, count, 16),
-        lambda: read_set("bundled", count), lambda: PairFolder("mine", ready, count),
-        lambda: list(calibration_set(photos, tmp_path / "out", count, 16)),
-    ):  # fmt: skip
-        with refused(f"a whole number from 1 on, not {count!r}"):
-            call()
-
-
-@pytest.mark.parametrize("size", [4, 30, 0, -8, 16.5])
-def test_a_crop_that_cannot_be_is_refused_before_anything_is_read(size, photos, tmp_path, monkeypatch):
+def test_counts_and_crops_that_cannot_be_are_refused_before_anything_is_read(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_image", lambda path: pytest.fail("read"))
-    for call in (
-        lambda: bundled("test", 1, size), lambda: folder_pairs(photos, 1, size),
-        lambda: list(calibration_set(photos, tmp_path / "out", 1, size)),
-    ):  # fmt: skip
-        with refused("multiple of 4", f"not {size}"):
-            call()
+    ready, out = pair_folder(tmp_path / "ready"), tmp_path / "out"
+    for count in (0, -1, 2.5, True, "3"):
+        for call in (
+            lambda n: bundled("test", n), lambda n: folder_pairs(photos, n, 16), lambda n: folder_pairs(ready, n, 16),
+            lambda n: read_set("bundled", n), lambda n: PairFolder("mine", ready, n),
+            lambda n: list(calibration_set(photos, out, n, 16)),
+        ):  # fmt: skip
+            with refused(f"a whole number from 1 on, not {count!r}"):
+                call(count)
+    for size in (4, 30, 0, -8, 16.5):
+        for call in (
+            lambda n: bundled("test", 1, n), lambda n: folder_pairs(photos, 1, n),
+            lambda n: list(calibration_set(photos, out, 1, n)),
+        ):  # fmt: skip
+            with refused("multiple of 4", f"not {size}"):
+                call(size)
 
 
 def test_photographs_in_a_folder_become_pairs_one_photograph_at_a_time(photos, monkeypatch):
@@ -273,6 +266,9 @@ def test_the_digest_follows_contents_names_shapes_and_crop(tmp_path):
     lr, hr = torch.rand(3, 4, 6), torch.rand(3, 16, 24)
     marks += [PairList("x", [Pair("a", lr.reshape(s), hr)]).digest() for s in ((3, 4, 6), (3, 6, 4))]
     assert len(set(marks)) == 6
+    found = read_set("bundled", 3, 32)
+    assert [p.hr.shape for p in found] == [(3, 32, 32)] * 3
+    assert found.digest() == read_set("bundled", 3, 32).digest() != read_set("bundled", 2, 32).digest()
 
 
 def test_a_data_set_is_found_whatever_its_case(tmp_path, monkeypatch):
@@ -295,20 +291,6 @@ def test_a_data_set_has_a_name_that_files_can_carry(tmp_path):
     for name in ("../../x", "a/b", "a\\b", ".hidden", "", "."):
         with refused("plain name"):
             read_set(f"{name}={tmp_path}")
-
-
-@pytest.mark.skipif(not (DATA / "realsr" / "lr").is_dir(), reason="the RealSR test pairs are not here")
-def test_the_real_pairs_are_read(monkeypatch):
-    monkeypatch.setenv("PASSIONSR_DATA", str(DATA))
-    found = read_set("RealSR")
-    assert len(found) == 100 and next(iter(found)).hr.shape == (3, 512, 512)
-    assert len(read_set(f"RealSR={DATA / 'realsr'}", count=3)) == 3
-
-
-def test_the_bundled_pairs_are_read_like_a_set():
-    found = read_set("bundled", 3, 32)
-    assert [p.hr.shape for p in found] == [(3, 32, 32)] * 3
-    assert found.digest() == read_set("bundled", 3, 32).digest() != read_set("bundled", 2, 32).digest()
 
 
 # -- calibration set --------------------------------------------------------------------------------------------------
@@ -360,9 +342,6 @@ def test_the_degradation_is_an_option(photos, tmp_path):
     for clean, camera in zip(folder_pairs(tmp_path / "clean", size=32), folder_pairs(tmp_path / "camera", size=32)):
         assert torch.equal(clean.hr, camera.hr), "the same crops"
         assert torch.allclose(clean.lr, bicubic(clean.hr, None), atol=1e-3) and not torch.equal(clean.lr, camera.lr)
-
-
-def test_a_set_that_cannot_be_made_is_refused(photos, tmp_path):
     for options, words in ((dict(size=128), "No photograph"), (dict(degradation="fog"), "camera, bicubic")):
         with refused(words):
             list(calibration_set(photos, tmp_path / "out", **({"size": 16} | options)))
