@@ -9,8 +9,8 @@
 # transformation of activations and weights (LET, Eqs. 4 and 5), calibrated module by module (DQC, Eqs. 8 to 10). Then
 # the loss curves that made the difference, and a bench on which to try other bits and methods.
 #
-# **How long.** Under three minutes on two cores, with the knobs as they are. The model is small and comes with the
-# package; nothing is downloaded.
+# **How long.** Under three minutes on two cores, with the knobs as they are; half a minute once the store holds the
+# calibrated models. The model is small and comes with the package; nothing is downloaded.
 #
 # **What is simulated.** Low bits are simulated in floating point ("fake quantization"): pictures and errors are those
 # of a low-bit model, speed and memory are not.
@@ -33,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = ["W6A6", "W4A4"]  # bits of weights and activations
 METHODS = {"maxmin": "MaxMin", "passionsr": "PassionSR"}  # name in the library: name in the figures
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 4, 4, 0  # these settings are those of `06` and `07`: the same models, from one store
+EPOCHS, BATCH, SEED = 4, 4, 0  # as in `06` and `07`, so that all show the same calibrated models, from one store
 TEST_SIZE = 256  # HR pixels of the test crops
 PICTURE, BOX = 1, (128, 68, 64, 64)  # the test picture that is shown; x, y, width, height of the enlarged part
 FIGURES = figures_folder()
@@ -53,7 +53,10 @@ tests = lab.bundled("test", size=TEST_SIZE)
 full = [pipe(pair.lr) for pair in tests]
 name, lr, original = tests[PICTURE]
 pictures = {"HR": original, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[PICTURE]}
-plots.comparison(pictures, BOX, heading=f"{name}: ×4 in one step, in full precision", width=1.4 * plots.COLUMN)
+plots.comparison(
+    pictures, BOX, heading=f"{name}: ×4 in one step, in full precision", width=1.4 * plots.COLUMN,
+    caption={"model": MODEL, "width": "full precision"},
+)  # fmt: skip
 
 # %% [markdown]
 # ## Naive: ranges from minimum to maximum. Method: PassionSR
@@ -71,6 +74,8 @@ models = {
     (recipe, METHODS[method]): lab.calibrated(pipe, recipe, method, calibration, **options)
     for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS")
 }
+caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+caption |= {"one run": "each", "from the store": "as in 06 and 07"}
 records = {key: lab.records(q) for key, q in models.items()}
 outputs = {key: [q(pair.lr) for pair in tests] for key, q in models.items()}
 
@@ -94,7 +99,7 @@ table
 quantized = {f"{label} {recipe}": images[PICTURE] for (recipe, label), images in outputs.items()}
 scores = {label: f"{psnr_rgb(image, full[PICTURE]):.1f} dB to FP" for label, image in quantized.items()}
 heading = f"{name}: naive and calibrated quantization, PSNR against full precision (FP)"
-side_by_side = plots.comparison(pictures | quantized, BOX, "HR", scores, heading, rows=2)
+side_by_side = plots.comparison(pictures | quantized, BOX, "HR", scores, heading, rows=2, caption=caption)
 plots.save(side_by_side, "tour_comparison", FIGURES)
 side_by_side
 
@@ -107,7 +112,7 @@ side_by_side
 
 # %%
 recipe = RECIPES[-1]
-loss = widgets.calibration_figure(records[recipe, "PassionSR"], recipe, "PassionSR")
+loss = widgets.calibration_figure(records[recipe, "PassionSR"], recipe, "PassionSR", caption=caption)
 plots.save(loss, "tour_loss", FIGURES)
 loss
 

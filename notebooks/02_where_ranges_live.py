@@ -130,8 +130,7 @@ filled.groupby("of").share.describe()[["25%", "50%", "75%"]].round(0)
 # and with everything before it quantized too (accumulated). Test pictures, not the calibration ones.
 
 # %%
-q = lab.quantize(pipe, RECIPE)
-lab.calibrate(q, calibration, METHOD)
+q = lab.calibrated(pipe, RECIPE, METHOD, calibration)
 noise = lab.propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
 fig = plots.propagation(
@@ -185,8 +184,7 @@ recipes = {
 }
 targets, columns = [pipe(pair.lr) for pair in test], {}
 for name, recipe in recipes.items():
-    spared = lab.quantize(pipe, recipe)
-    lab.calibrate(spared, calibration, METHOD)
+    spared = lab.calibrated(pipe, recipe, METHOD, calibration)
     columns[name] = [psnr_rgb(spared(pair.lr), y) for pair, y in zip(test, targets)]
 result = pd.DataFrame(columns, [pair.name for pair in test])
 result.loc["mean"] = result.mean()

@@ -121,8 +121,7 @@ pd.DataFrame(rows, list(errors), ["border", "interior"]).map("{:.0e}".format)
 
 # %%
 let = lab.METHODS["let"].with_options(alpha=ALPHA, beta=1 - ALPHA)
-centred = lab.quantize(pipe, "W8A8")
-lab.calibrate(centred, calibration, let.with_options(centre=True))
+centred = lab.calibrated(pipe, "W8A8", let.with_options(centre=True), calibration)
 differences = {}
 
 
@@ -148,8 +147,7 @@ print(f"{len(differences)} layers, largest relative difference {differences[wors
 # quantizers see them.
 
 # %%
-q = lab.quantize(pipe, RECIPES[-1])
-lab.calibrate(q, calibration, let)
+q = lab.calibrated(pipe, RECIPES[-1], let, calibration)
 with observing(q) as stats, mode(q, "float"):
     for pair in test[:2]:
         q(pair.lr)
@@ -229,9 +227,8 @@ print(f"they hold {100 * stays.weights.sum() / table.weights.sum():.0f} % of the
 targets = [pipe(pair.lr) for pair in test]
 rows, pictures = [], {"full precision": targets[0]}
 for name in RECIPES:
-    for method, label in (("maxmin", "MaxMin"), ("let", "LET")):
-        low_bits = lab.quantize(pipe, name)
-        lab.calibrate(low_bits, calibration, let if method == "let" else method)
+    for method, label in (("maxmin", "MaxMin"), (let, "LET")):
+        low_bits = lab.calibrated(pipe, name, method, calibration)
         outputs = [low_bits(pair.lr) for pair in test]
         pictures[f"{label}, {name}"] = outputs[0]
         rows += [(name, label, p.name, psnr_rgb(*ys)) for p, *ys in zip(test, outputs, targets)]

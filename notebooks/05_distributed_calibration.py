@@ -3,8 +3,8 @@
 #
 # **The question.** PassionSR trains its quantizers module by module (DQC, section 3.4): the encoder on its latent
 # (Eq. 8), then the UNet and the decoder (Eq. 10), each on the quantized output of what precedes it; in each module
-# first LET, with the boundaries re-initialised as it moves, then the boundaries alone. What does that gain over training everything at once on the final image, and what does
-# it cost?
+# first LET, with the boundaries re-initialised as it moves, then the boundaries alone. What does that gain over training
+# everything at once on the final image, and what does it cost?
 #
 # **What you will see.** DQC's stages as rows of data; the loss of each module with and without DQC (the paper's
 # Figure 5), drawn while it falls; the quality reached after equal steps and after equal seconds; the memory of a step.
@@ -122,6 +122,8 @@ works = {
 }
 clock, updates, records, losses, quality, live = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0.0), [], [], [], None
 steps = sum(work.total for work in works.values())
+caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+caption |= {"one run": "each"}
 for run, record in widgets.follow(race(works, clock), steps, "both calibrations", knobs="EPOCHS or PAIRS"):
     records.append(record | {"run": run})
     if record["event"] == "step":  # a joint step updates all three modules, one of DQC a third of them
@@ -131,7 +133,7 @@ for run, record in widgets.follow(race(works, clock), steps, "both calibrations"
         place = {"method": run, "updates": updates[run], "seconds": clock[run]}
         quality.append(place | {"psnr_fp": quality_now(works[run])})
         figure5 = plots.loss_curves(
-            pd.DataFrame(losses), f"Loss of each module over all pairs: DQC against joint, {RECIPE}", 1
+            pd.DataFrame(losses), f"Loss of each module over all pairs: DQC against joint, {RECIPE}", 1, caption=caption
         )
         live = live.update(figure5) or live if live else display(figure5, display_id=True)
 records, quality = pd.DataFrame(records), pd.DataFrame(quality)
@@ -150,13 +152,12 @@ saved = plots.save(figure5, "dqc_loss", FIGURES)
 # quantized modules before it give, joint training on what full precision gives) and end after the same number of
 # updates of modules: a joint step updates three of them, a step of DQC one. DQC spends more of its updates on the later
 # modules, which also make good what the earlier ones did. On the left they are compared at equal steps, counted as
-# updates of all three modules; on the right at equal seconds. The clock counts all that a
-# calibration does: targets, upstream passes, losses and line searches besides its steps. The rings stand
-# where the first of the two ended.
+# updates of all three modules; on the right at equal seconds. The clock counts all that a calibration does: targets,
+# upstream passes, losses and line searches besides its steps. The rings stand where the first of the two ended.
 
 # %%
 heading = f"DQC against joint calibration at {RECIPE}: quality after equal steps and after equal seconds"
-curve = plots.quality_over_time(quality, heading=heading)
+curve = plots.quality_over_time(quality, heading=heading, caption=caption | {"tests": f"{TESTS} of {TEST_SIZE} px"})
 plots.save(curve, "dqc_quality_time", FIGURES)
 curve
 
@@ -252,7 +253,7 @@ dqc = records[records.run == "DQC"].drop(columns="run")
 widgets.calibration_bench(pipe, pairs, lab.bundled("test", TESTS, TEST_SIZE), RECIPE, epochs=EPOCHS, records=dqc)
 
 # %%
-widgets.calibration_figure(dqc, RECIPE, "PassionSR")
+widgets.calibration_figure(dqc, RECIPE, "PassionSR", caption=caption)
 
 # %% [markdown]
 # ## What this showed

@@ -7,10 +7,10 @@
 # **What you will see.** A small grid run live, at one width and with one seed; then the whole table, all methods at
 # W8A8, W6A6 and W4A4 with three seeds, as it is kept in `figures/ablation.csv`.
 #
-# **How long.** The live grid takes one to two minutes on two cores and says how much is left. The whole table takes
-# much longer and is not computed here: `make ablation`, that is
-# `python -m passionsr_lab compare --seeds 3 --cache runs/ablation --csv figures/ablation.csv`, which goes on where it
-# was when it is interrupted.
+# **How long.** The live grid takes two to three minutes on two cores and says how much is left; what the store holds
+# already (from `00`, `07` or `make ablation`) takes seconds. The whole table takes much longer and is not computed here:
+# `make ablation`, that is `python -m passionsr_lab compare --seeds 3 --csv figures/ablation.csv`, which goes on where
+# it was when it is interrupted.
 #
 # **What is simulated.** The low bits. Seconds and peak memory are those of calibrating in floating point.
 
@@ -27,7 +27,7 @@ MODEL = "tiny"  # or a folder or hub id that lab.load reads
 METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET"}
 METHODS |= {"passionsr-strict": "LBQ + LET + strict DQC", "passionsr": "LBQ + LET + DQC"}
 RECIPE, SEED = "W6A6", 0  # of the live grid
-EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64
+EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64  # as in `00`, `07` and the whole table: the same models, from one store
 TEST_PAIRS, TEST_SIZE = 8, 128
 COMMITTED = "ablation"  # figures/ablation.csv (means over seeds) and figures/ablation_runs.csv (every run)
 FIGURES = figures_folder()
@@ -66,7 +66,9 @@ print(f"Full precision: PSNR-Y {live.psnr_y_full.iloc[0]:.2f} dB, SSIM-Y {live.s
 live.set_index("method")[list(columns)].rename(columns=columns).round(3)
 
 # %%
-live_figure = plots.ablation(live, heading=f"Methods at {RECIPE}, a short live run")
+caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+caption |= {"one run": "each", "from the store": "as in 00 and 07", "tests": f"{TEST_PAIRS} of {TEST_SIZE} px"}
+live_figure = plots.ablation(live, heading=f"Methods at {RECIPE}, live", caption=caption)
 plots.save(live_figure, "ablation_live", FIGURES)
 live_figure
 
@@ -109,6 +111,7 @@ if runs is not None:
     ]
     source = {name: ", ".join(map(str, runs[name].unique())) for name in settings}
     source["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
+told = {name: source[name] for name in ("model", "pairs", "size", "epochs", "batch", "seeds") if name in source}
 pd.Series(source, name="provenance of the table").to_frame() if source else None
 
 # %%
@@ -128,7 +131,7 @@ table[wanted].round(3) if table is not None else None
 
 # %%
 if runs is not None:
-    whole = plots.ablation(runs, heading="Methods at three widths, on the embedded model")
+    whole = plots.ablation(runs, heading="Methods at three widths, on the embedded model", caption=told)
     plots.save(whole, COMMITTED, FIGURES)
 whole if runs is not None else None
 

@@ -7,7 +7,8 @@
 # full precision, and every method at W6A6 and W4A4; then a line to move between any two versions of a picture. The
 # boxes are knobs, in pixels of the original, so that every figure can be made again.
 #
-# **How long.** About a minute and a half on two cores; the cell that calibrates says how much is left.
+# **How long.** Three to four minutes on two cores, and half a minute once the store holds the models (`00` and `06` show
+# the same ones at the same settings); the cell that calibrates says how much is left.
 #
 # **What is simulated.** The low bits: these are the pictures that a low-bit model makes, computed in floating point.
 
@@ -28,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = ["W6A6", "W4A4"]
 METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 4, 4, 0
+EPOCHS, BATCH, SEED = 4, 4, 0  # as in `00` and `06`, so that all show the same calibrated models, from one store
 TEST_SIZE = 256  # HR pixels of the test crops; the boxes belong to this size
 BOXES = {  # test picture: x, y, width, height
     "chelsea_0": (128, 68, 64, 64),
@@ -57,6 +58,8 @@ models = {
     (recipe, METHODS[method]): lab.calibrated(pipe, recipe, method, calibration, **options)
     for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS")
 }
+caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+caption |= {"one run": "each", "from the store": "as in 00 and 06"}
 outputs = {key: {name: q(pair.lr) for name, pair in tests.items()} for key, q in models.items()}
 
 # %%
@@ -85,7 +88,8 @@ def comparison(name, recipe):
     pictures = {"HR": tests[name].hr, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[name]}
     pictures |= {label: images[name] for (bits, label), images in outputs.items() if bits == recipe}
     numbers = {k: f"{psnr_rgb(x, full[name]):.1f} dB to FP" for k, x in pictures.items() if k in METHODS.values()}
-    return plots.comparison(pictures, BOXES[name], "HR", numbers, f"{name}, ×4: all methods at {recipe}", rows=2)
+    heading = f"{name}, ×4: all methods at {recipe}"
+    return plots.comparison(pictures, BOXES[name], "HR", numbers, heading, rows=2, caption=caption)
 
 
 figures = {(name, recipe): comparison(name, recipe) for name in BOXES for recipe in RECIPES}

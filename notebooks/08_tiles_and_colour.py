@@ -139,8 +139,7 @@ fig
 # need tiles. Run in other tiles the same model meets other statistics.
 
 # %%
-q = lab.quantize(pipe, RECIPE)
-lab.calibrate(q, lab.bundled("calibration", PAIRS, SHOWN * pipe.factor, 0), "maxmin")
+q = lab.calibrated(pipe, RECIPE, "maxmin", lab.bundled("calibration", PAIRS, SHOWN * pipe.factor, 0))
 rows, quantized = [], {}
 for tile in TILES[1:]:
     full, low = runs[tile, 4]["picture"], q(pair.lr, lab.Tiling(tile, 4))
@@ -187,7 +186,7 @@ fig
 MEASURE = """
 import json, sys, torch
 import passionsr_lab as lab
-from passionsr_lab.memory import Peak
+from passionsr_lab.util.memory import Peak
 
 model, device, tile, edges = json.loads(sys.argv[1])
 pipe, peaks = lab.load(model).to(device), []

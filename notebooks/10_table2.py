@@ -5,11 +5,11 @@
 #
 # **What you will see.** The table of data sets × bits × methods, each metric with its bootstrap confidence interval; the
 # paper's numbers beside ours where the same cell exists; one sentence for each metric that cannot be had here. About 70
-# seconds on one CPU core; no download.
+# seconds on one CPU core, less once the store holds the models; no download.
 #
 # **A full run.** `python -m passionsr_lab table2 --model MODEL --datasets RealSR,DRealSR,DIV2K_val --out DIR`, with
-# `PASSIONSR_DATA` set to the folder that holds the data sets. It may be killed at any point; the same command with
-# `--resume` goes on and ends with the same bytes. Low bits are **simulated**.
+# `PASSIONSR_DATA` set to the folder that holds the data sets. It may be killed at any point; the same command goes on
+# and ends with the same bytes. Low bits are **simulated**.
 
 # %%
 import tempfile
@@ -30,7 +30,7 @@ METHODS = ("FP", "PassionSR-FP", "maxmin", "passionsr")  # and any that lab.regi
 PROTOCOL = "passionsr"  # the paper's; "osediff" is the other
 METRICS = ("psnr_y", "ssim_y")  # None: all that the protocol has, if their weights can be had
 COUNT, CROP = 8, 128  # test pairs and their HR pixels; None, None: all, whole
-PAIRS, SIZE, EPOCHS, BATCH = 8, 64, 2, 4  # of the calibration
+PAIRS, SIZE, EPOCHS, BATCH = 16, 64, 4, 4  # of the calibration; as in `00`, `06` and `07`: the same models
 SEED = 0
 OUT = None  # a folder keeps the tables; None: a temporary one
 FIGURES = figures_folder()
@@ -78,10 +78,12 @@ table.round(4)
 # %%
 scores = tables.read(f"{out}/table2_images.csv")
 means = summary(scores)
+caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
 figure = plots.intervals(
     means,
     labels={"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y"},
     heading=f"Quality on {', '.join(DATASETS)}, 95 % intervals",
+    caption=caption | {"one run": "each", "pictures": f"{COUNT or 'all'} of {CROP or 'any'} px"},
 )
 plots.save(figure, "10_intervals", FIGURES)
 figure

@@ -33,18 +33,19 @@ def planned(work: Calibration) -> list[dict]:
     return [dict(zip(COLUMNS, ("plan", module, stage, 0, steps, float("nan")))) for module, stage, steps in rows]
 
 
-def calibration_figure(records, recipe: str, method: str, result: str = ""):
+def calibration_figure(records, recipe: str, method: str, result: str = "", caption: str | Mapping = ""):
     """The loss curves of one calibration, finished or in progress: what the bench shows while it runs.
 
     Args:
         records: a list of a `Calibration`'s records, or the DataFrame that `calibrate` returns.
         recipe, method: their names, for the title.
         result: what the title ends with, e.g. the PSNR that was reached.
+        caption: the small line below.
     """
     import pandas as pd
 
     frame = pd.DataFrame(records)
-    return plots.loss_curves(frame, f"Calibration loss of each module: {method} at {recipe}{result}")
+    return plots.loss_curves(frame, f"Calibration loss of each module: {method} at {recipe}{result}", caption=caption)
 
 
 def fidelity(q: QuantizedSR, images: Sequence, full: Sequence) -> float:
