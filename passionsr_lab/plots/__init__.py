@@ -10,18 +10,16 @@ small line below, from a text or from names and values.  A frame that lacks a co
 Modules and methods have one colour each in all figures (`colours`); the style is `plots/paper.mplstyle`.
 """
 
-from .base import COLUMN, PAGE
+from .base import COLUMN, PAGE, save
 from .colours import method_colour, module_colour
 from .curves import curves, maps
 from .histograms import histogram, histograms
 from .panels import boundary_panels, layer_panels, scale_panels
-from .pictures import Box, comparison
+from .pictures import Box, comparison, split
 from .points import ablation, intervals
 from .quantizers import error_grid, error_surface, quantizer_curve
 from .ranges import activations, channel_ranges, layer_ranges, scales
 from .results import propagation, sensitivity, shares
-from .saving import save
-from .split import split
 from .training import loss_curves, quality_over_time
 
 __all__ = [

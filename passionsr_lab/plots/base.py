@@ -1,17 +1,23 @@
-"""What all figures share: widths, layout, titles, names of lines, and what is asked of a frame."""
+"""What all figures share: widths, layout, titles, names of lines, what is asked of a frame, and saving."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
+from ..util.files import replacing
 from .colours import GREY, MODULE_COLOURS, PALE
+from .texts import END, title_lines, wrapped
 
 COLUMN, PAGE = 3.25, 6.875  # inches: CVPR's column and text width
 FEW = 6  # lines that are named at their ends; more of them have a legend
-END = "name at the end of a line"  # gid of such a text
+METADATA = {
+    "pdf": {"Creator": "passionsr_lab", "Producer": "matplotlib", "CreationDate": None},
+    "png": {"Software": "passionsr_lab"},
+    "svg": {"Creator": "passionsr_lab", "Date": None},
+}
 CAPTION = inspect.Parameter("caption", inspect.Parameter.KEYWORD_ONLY, default="", annotation="str | Mapping")
 
 
@@ -31,9 +37,8 @@ def drawn(function: Callable) -> Callable:
             fig = function(*args, **kwargs)
             fig.fix_layout()
             if isinstance(caption, Mapping):
-                caption = " · ".join(
-                    f"{name} {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in caption.items()
-                )
+                named = (f"{name} {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in caption.items())
+                caption = " · ".join(named)
             if caption:
                 fig.add_caption(caption)
             return fig
@@ -55,27 +60,11 @@ def figure(heading: str, width: float, height: float, rows: int = 1, cols: int =
     return fig, fig.subplots(rows, cols, squeeze=False, **options) if rows else None
 
 
-def title_lines(text: str, width: float) -> list[str]:
-    """The lines of a title in a figure of this width (inches)."""
-    return wrapped(text, 16.5 * width)
-
-
-def wrapped(text: str, characters: float) -> list[str]:
-    """Lines of at most so many characters, broken at spaces and inside dotted names."""
-    lines = [""]
-    for word in re.split(r"(?<= )|(?<=\w\.)(?=[A-Za-z])", text):
-        if len(lines[-1] + word.rstrip()) > characters and lines[-1]:
-            lines.append("")
-        lines[-1] += word
-    return [line.rstrip() for line in lines]
-
-
-def legend(fig, handles: Iterable, labels: Iterable[str] | None = None) -> None:
-    """A legend below all axes, in as many columns as fit, so that it hides no data."""
+def legend(fig, handles: Iterable) -> None:
+    """A legend of artists below all axes, in as many columns as fit, so that it hides no data."""
     handles = list(handles)
-    labels = [h.get_label() for h in handles] if labels is None else list(labels)
     for columns in range(max(1, len(handles)), 0, -1):
-        box = fig.legend(handles, labels, loc="outside lower center", ncols=columns)
+        box = fig.legend(handles=handles, loc="outside lower center", ncols=columns)
         if columns == 1 or box.get_window_extent().width <= 0.98 * fig.bbox.width:
             return
         box.remove()
@@ -86,11 +75,16 @@ def name_lines(ax, lines: Sequence) -> None:
     if len(lines) > FEW:
         return legend(ax.figure, lines)
     for line in lines:
-        points = [(x, y) for x, y in zip(*line.get_data()) if y == y]
+        heights = [y for y in line.get_ydata() if y == y]
         text = "\n".join(wrapped(line.get_label(), 14))
         style = {"color": line.get_color(), "fontsize": 6, "va": "center", "linespacing": 1, "gid": END}
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(text, (1, points[-1][1] if points else 0), (4, 0), **where, **style)
+        ax.annotate(text, (1, heights[-1] if heights else 0), (4, 0), **where, **style)
+
+
+def colour_bar(mesh, axes, label: str) -> None:
+    """The scale of a map right of its axes."""
+    mesh.figure.colorbar(mesh, ax=axes, label=label, pad=0.02, shrink=0.9).outline.set_linewidth(0.4)
 
 
 def bands(ax, spans: Sequence[tuple[str, float, float]]) -> None:
@@ -133,3 +127,22 @@ def keys(frame, column: str) -> list:
     present = frame[column].dropna().unique()
     categories = getattr(frame[column].dtype, "categories", None)
     return list(present) if categories is None else [c for c in categories if c in set(present)]
+
+
+def save(fig, name: str, folder: str | Path = "figures", formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
+    """Writes `folder/name.pdf` and `.png`, each atomically; the paths.
+
+    The same figure gives the same bytes on every run: no dates, fixed metadata, embedded TrueType fonts.  Its size is
+    its size on paper, nothing is cropped.  The folder is made when missing.  Raises `ValueError` for a format that is
+    none of "pdf", "png", "svg", and `OSError` when a file cannot be written; what was there stays.
+    """
+    unknown = [f for f in formats if f not in METADATA]
+    if unknown:
+        raise ValueError(f"formats are some of {', '.join(METADATA)}, not {unknown[0]!r}.")
+    from .canvas import paper
+
+    paths = [Path(folder) / f"{name}.{suffix}" for suffix in formats]
+    for path, suffix in zip(paths, formats):
+        with replacing(path) as temporary, paper():
+            fig.savefig(temporary, format=suffix, metadata=METADATA[suffix])
+    return paths

@@ -11,8 +11,8 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from .base import END, wrapped
 from .colours import GREY
+from .texts import END, wrapped
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
 
@@ -40,8 +40,7 @@ class PaperFigure(Figure):
         engine = self.get_layout_engine()
         if engine is not None:
             engine.execute(self)
-            wrapped = [_wrap_labels(ax) for ax in self.axes]
-            if any(wrapped):
+            if sum(_wrap_labels(ax) for ax in self.axes):
                 engine.execute(self)
             self.set_layout_engine("none")
         for ax in self.axes:
@@ -52,9 +51,9 @@ class PaperFigure(Figure):
         lines = wrapped(text, 20 * self.get_figwidth())
         old, extra = self.get_figheight(), 0.05 + 0.1 * len(lines)
         new = old + extra
-        places = [(ax, ax.get_position(original=True)) for ax in self.axes]
         self.set_figheight(new)
-        for ax, box in places:
+        for ax in self.axes:
+            box = ax.get_position(original=True)
             ax.set_position((box.x0, (box.y0 * old + extra) / new, box.width, box.height * old / new))
         for written in self.texts:
             written.set_y((written.get_position()[1] * old + extra) / new)
@@ -96,12 +95,8 @@ def _part_labels(ax) -> None:
     inside, heights = ax.get_window_extent(), np.array([box.height + 1 for box, _ in labels])
     middles = np.array([(box.y0 + box.y1) / 2 for box, _ in labels])
     offsets = np.cumsum(heights) - heights / 2  # of the middles, were all of them stacked
-    blocks = []
-    for place in middles.clip(inside.y0, inside.y1) - offsets:
-        blocks.append([place])
-        while len(blocks) > 1 and np.mean(blocks[-2]) > np.mean(blocks[-1]):
-            blocks[-2:] = [blocks[-2] + blocks[-1]]
-    found = np.concatenate([[np.mean(block)] * len(block) for block in blocks]) + offsets
-    found += min(0, inside.y1 - found[-1] - heights[-1] / 2)
+    free, every = middles.clip(inside.y0, inside.y1) - offsets, range(len(labels))
+    found = [max(min(free[a : b + 1].mean() for b in every[i:]) for a in every[: i + 1]) for i in every]  # isotonic
+    found += offsets + min(0, inside.y1 - found[-1] - offsets[-1] - heights[-1] / 2)
     for (_, text), move in zip(labels, (found - middles) * 72 / ax.figure.dpi):
         text.set_position((text.get_position()[0], move))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import COLUMN, PAGE, drawn, figure, keys, log_axis, name_lines, require, wrapped
+from .base import COLUMN, PAGE, colour_bar, drawn, figure, keys, log_axis, name_lines, require
 from .colours import ACCENT, GREY, looks
+from .texts import wrapped
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -56,12 +57,12 @@ def draw_curve(ax, own: DataFrame, seeds: bool, x: str, y: str, style: dict, lab
 
     `above` curves may lie on this one: its marks are hollow and larger, so that they show around theirs.
     """
-    import seaborn
-
     many = own[x].nunique() > 40
     style = style | ({"marker": ""} if many else {"ms": 3 + 1.5 * above}) | ({"mfc": "none"} if above else {})
     if not seeds:
         return ax.plot(own[x], own[y], **style, label=label)[0]
+    import seaborn
+
     style |= {"mec": style["color"], "label": label, "legend": False}
     seaborn.lineplot(own, x=x, y=y, errorbar=deviation, **style, ax=ax)
     return ax.lines[-1]
@@ -95,7 +96,5 @@ def maps(arrays: Mapping[str, np.ndarray], label: str, heading: str, floor: floa
         ax.set(xticks=[], yticks=[])
         ax.set_title("\n".join([*wrapped(f"{name}:", 13 * width / len(arrays)), f"at most {array.max():.2g}"]))
         ax.spines[:].set(visible=True, color=GREY, linewidth=0.4)
-    fig.colorbar(axes[0, 0].collections[0], ax=list(axes[0]), label=label, pad=0.02, shrink=0.9).outline.set_linewidth(
-        0.4
-    )
+    colour_bar(axes[0, 0].collections[0], list(axes[0]), label)
     return fig

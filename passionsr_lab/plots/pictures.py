@@ -1,4 +1,4 @@
-"""The visual comparison (PassionSR Figures 2 and 6): one picture, one box, and that box as every method sees it."""
+"""Pictures side by side (PassionSR Figures 2 and 6): one box as every method sees it, or two cut by a line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..imaging.psnr import psnr_rgb
-from .base import PAGE, drawn, figure, title_lines, wrapped
+from .base import COLUMN, PAGE, drawn, figure
 from .colours import ACCENT
+from .texts import title_lines, wrapped
 
 GAP, LINE, TITLE = 0.06, 0.105, 0.2  # inches: between pictures, a line under one, a line above all
 READABLE = 1.35  # inches: as wide as what is written under the whole picture
@@ -56,14 +57,11 @@ def comparison(
     Args:
         images: name -> picture in [0, 1]: tensor (3, H, W), array, or PIL image.  Smaller pictures (LR) have a whole
             fraction of the reference's size; their pixels are shown as blocks.
-        box: (x, y, width, height) in pixels of the reference; it is also written under the whole picture.
+        box: (x, y, width, height) in pixels of the reference, inside it; it is also written under the whole picture.
         reference: the picture that is shown whole and that PSNR is taken against; "HR" or else the first.
         scores: name -> number in dB, or text, shown under each crop; by default the PSNR over all RGB values of the
             whole picture, for pictures of the reference's size.
         rows: of crops; by default as few as leave the whole picture wide enough for what is written under it.
-
-    Raises:
-        ValueError: the box leaves the picture, a shape does not fit, or the reference is missing.
     """
     pictures, box = {name: as_picture(image) for name, image in images.items()}, Box(*box)
     name = reference or ("HR" if "HR" in pictures else next(iter(pictures), ""))
@@ -148,3 +146,40 @@ def _frame(ax, picture: np.ndarray, color: str, text: str) -> None:
     ax.set(xticks=[], yticks=[], xlabel=text)
     ax.grid(False)
     ax.spines[:].set(visible=True, color=color, linewidth=1.2 if color == ACCENT else 0.4)
+
+
+@drawn
+def split(
+    before,
+    after,
+    at: float = 0.5,
+    names: tuple[str, str] = ("before", "after"),
+    heading: str | None = None,
+    width: float = COLUMN,
+):
+    """`before` left of a line and `after` right of it; both names stand below, each on its own side.
+
+    Args:
+        before, after: pictures of one size in [0, 1]: tensors (3, H, W), arrays, or PIL images; else `ValueError`.
+        at: where the line is, 0 (all `after`) to 1 (all `before`), or else `ValueError`.
+        names: of the two; may hold a number each ("MaxMin, 24.1 dB").
+        heading: by default the two names.
+    """
+    left, right = as_picture(before), as_picture(after)
+    if left.shape != right.shape:
+        raise ValueError(f"The two pictures must have one size, not {left.shape[:2]} and {right.shape[:2]}.")
+    if not 0 <= at <= 1:
+        raise ValueError(f"The line is between 0 and 1, not at {at}.")
+    heading = f"Left of the line {names[0]}, right of it {names[1]}" if heading is None else heading
+    tall, column = width * left.shape[0] / left.shape[1], round(at * left.shape[1])
+    top = TITLE * max(2, len(title_lines(heading, width)))  # other names move nothing
+    fig, _ = figure(heading, width, top + tall + 2 * LINE, 0)
+    ax, whole = axes_at(fig, 0, top, width, tall), right.copy()
+    whole[:, :column] = left[:, :column]
+    ax.imshow(whole, vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    for color, line in (("white", 2.6), (ACCENT, 1.2)):  # seen on a picture of any colour
+        ax.axvline(column - 0.5, color=color, linewidth=line)
+    for x, text, side in ((0.01, f"◀ {names[0]}", "left"), (0.99, f"{names[1]} ▶", "right")):
+        ax.text(x, -0.02, text, ha=side, va="top", transform=ax.transAxes)
+    ax.set_axis_off()
+    return fig

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantization.quantizer import fake_quantize, grid_of
-from .base import COLUMN, drawn, figure, legend, name_lines
-from .colours import GREY, INK, PALE, PALETTE, look
+from ..quantization.quantizer import fake_quantize, grid
+from .base import COLUMN, colour_bar, drawn, figure, legend, name_lines
+from .colours import GREY, INK, MARKERS, PALE, PALETTE, look
 
 
 def response(x: Tensor, bits: int, lower: float, upper: float, zero_point: str) -> dict[str, Tensor]:
@@ -23,7 +23,7 @@ def response(x: Tensor, bits: int, lower: float, upper: float, zero_point: str) 
 
 def levels(bounds: tuple[float, float], bits: int, zero_point: str) -> tuple[float, np.ndarray]:
     """The step of the grid between two boundaries, and its 2**bits values."""
-    step, base = (float(t) for t in grid_of(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
+    step, base = (float(t) for t in grid(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
     return step, base + step * np.arange(2**bits)
 
 
@@ -102,13 +102,13 @@ def error_surface(
     fig, axes = figure(heading, width, 2.5)
     ax = axes[0, 0]
     mesh = ax.pcolormesh(lowers, uppers, quality.T, shading="nearest", rasterized=True)
-    fig.colorbar(mesh, ax=ax, label=label, pad=0.02).outline.set_linewidth(0.4)
+    colour_bar(mesh, ax, label)
     i, j = np.unravel_index(np.nanargmax(quality), quality.shape)
     points = {f"best: {quality[i, j]:.3g}": (lowers[i], uppers[j])} | dict(marks or {})
     style = {"linestyle": "", "mec": "black", "mew": 0.5, "clip_on": False}  # the later ones are smaller and lie above
     for k, (name, point) in enumerate(points.items()):
-        color = ("white", *PALETTE[3:], *PALETTE[:3])[k % 10]
-        ax.plot(*point, "*oD^vsP"[k % 7], color=color, ms=max(4, 10 - 3 * k), label=name, **style)
+        color = PALETTE[(k + 2) % len(PALETTE)] if k else "white"
+        ax.plot(*point, ("*" + MARKERS)[k % 10], color=color, ms=max(4, 10 - 3 * k), label=name, **style)
     ax.set(xlabel="lower boundary", ylabel="upper boundary")
     ax.grid(False)
     legend(fig, ax.lines)

@@ -17,10 +17,10 @@ from PIL import Image
 import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.analysis.propagation import collapse
-from passionsr_lab.plots.base import END
+from passionsr_lab.plots.base import METADATA
 from passionsr_lab.plots.canvas import paper
 from passionsr_lab.plots.colours import PALETTE, method_look
-from passionsr_lab.plots.saving import METADATA
+from passionsr_lab.plots.texts import END
 from passionsr_lab.quantization.quantizer import fake_quantize
 
 rng = np.random.default_rng(0)
@@ -106,9 +106,6 @@ def made(name, **options):
     return draw(*arguments, **options)
 
 
-# -- every figure -----------------------------------------------------------------------------------------------------
-
-
 def texts(fig):
     """All that is written; labels of ticks outside an axis' limits exist but are not drawn."""
     axes = [axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis, *(child.xaxis for child in ax.child_axes))]
@@ -190,9 +187,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["figure.png"] and path.read_bytes() == b"old"
 
 
-# -- colours ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_method_has_its_colour_whatever_else_is_drawn():
     for i, method in enumerate(lab.METHODS.values()):
         assert plots.method_colour(method.label) == plots.method_colour(method.name) == PALETTE[i]
@@ -217,9 +211,6 @@ def test_a_module_has_its_colour_in_every_figure():
     assert [*dict.fromkeys(map(to_hex, lines))] == colours
 
 
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def test_the_box_drawn_is_the_crop_shown():
     whole, *crops = plots.comparison(PICTURES, BOX).axes
     assert whole.patches[0].get_bbox().bounds == (19.5, 11.5, 24, 16)  # pixel i spans i - 0.5 to i + 0.5
@@ -240,9 +231,6 @@ def test_pictures_of_all_kinds_are_the_same_picture_and_psnr_stands_under_them()
     for scores, under in ((None, measured), ({"LR": "input", "MaxMin": 24.5}, ["", "input", "24.50 dB", ""])):
         axes = plots.comparison(PICTURES, BOX, scores=scores).axes
         assert [ax.get_xlabel().split("\n")[-1] for ax in axes[1:]] == under
-
-
-# -- the quantizer ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("bits", "zero_point"), [(2, "integer"), (4, "real"), (8, "integer")])
@@ -277,9 +265,6 @@ def test_histogram_shows_the_grid_and_what_is_clipped():
     few = ([0, 1, 2], [1e6, 1], (0, 1))
     for state, text in ((STATE, f"{share:.2f} %"), ((EDGES, COUNTS, (-3, 5)), "0 %"), (few, "< 0.01 %")):
         assert plots.histogram(*state).axes[0].get_title("left") == f"{text} clipped"
-
-
-# -- frames -----------------------------------------------------------------------------------------------------------
 
 
 def test_loss_panels_hold_every_step_and_both_levels():
