@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BINS = 1024  # of a histogram, half of them below zero
+ZERO = -1000  # the exponent of a histogram that has seen zeros alone
 BLOCK = 2**20  # values that are looked at together; bounds the memory of one step
 SIGMAS = 6  # a value farther than this many standard deviations from the mean is an outlier
 
@@ -37,7 +38,7 @@ class Accumulator:
         self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
         self.pivot = np.zeros(channels)  # the first value of each channel
         self.powers = np.zeros((4, channels))  # sums of (x - pivot)**1 to **4
-        self.exponent, self.bins = -1000, np.zeros(BINS, np.int64)
+        self.exponent, self.bins = ZERO, np.zeros(BINS, np.int64)
 
     @torch.no_grad()
     def add(self, x: Tensor, dim: int) -> None:
@@ -57,7 +58,8 @@ class Accumulator:
         self.count += block.shape[1]
         self.low = np.minimum(self.low, low.cpu().numpy())
         self.high = np.maximum(self.high, high.cpu().numpy())
-        self._widen(math.frexp(amax)[1])
+        if amax:  # zeros fit into any range, and frexp(0) has the exponent of 1
+            self._widen(math.frexp(amax)[1])
         codes = (block / self.width).floor_().long().flatten() + BINS // 2
         self.bins += codes.bincount(minlength=BINS).cpu().numpy()
         distance = block - block.new_tensor(self.pivot)[:, None]
@@ -74,8 +76,8 @@ class Accumulator:
 
     @property
     def width(self) -> float:
-        """Of a histogram bin."""
-        return 2.0**self.exponent / (BINS // 2)
+        """Of a histogram bin; for zeros alone as if the largest were below 1."""
+        return 2.0 ** (self.exponent if self.exponent > ZERO else 0) / (BINS // 2)
 
     @property
     def bytes(self) -> int:
