@@ -8,14 +8,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from passionsr_lab.analysis.bitcost import bit_cost, paper_cost, recipe_cost, report
+from passionsr_lab.analysis.bitcost import paper_cost, recipe_cost, report
 from passionsr_lab.analysis.cost import count
-from passionsr_lab.analysis.paper import table1, table2, table3
+from passionsr_lab.analysis.paper import table1, table3
+from passionsr_lab.evaluation.cited import table2
 from passionsr_lab.fullsize.sd21 import architecture, sd21
 from passionsr_lab.quantization.recipe import W4A4, W6A6, W8A8, recipe
 from passionsr_lab.tools.train import new_model
 
-EIGHT_BITS = {"unet.time_embedding.linear_1": 8, "unet.conv_out": 8, "vae.*quant_conv": 8, "vae.*coder.conv_out": 8}
+BARE = replace(W6A6, at_least=())
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +40,11 @@ def tiny():
 def test_table1_is_the_papers(full):
     table = table1(full).set_index("component")
     assert table.params_M.to_dict() == {
-        "UNet": 865.785,
-        "VAE": 83.614,
-        "DAPE": 160.335,
-        "CLIPEncoder": 193.055,
-        "Total": 1302.789,
-    }
+        "UNet": 865.785, "VAE": 83.614, "DAPE": 160.335, "CLIPEncoder": 193.055, "Total": 1302.789,
+    }  # fmt: skip
     printed = {"UNet": 339.241, "VAE": 1781.123, "DAPE": 126.591, "CLIPEncoder": 14.856, "Total": 2261.811}
-    for part in ("UNet", "DAPE", "CLIPEncoder"):
-        assert table.MACs_G[part] == printed[part]
-    for part in ("VAE", "Total"):  # the only two figures of the table that do not come out to the digit
-        assert table.MACs_G[part] == pytest.approx(printed[part], rel=1e-4)
-    assert table.MACs_G["VAE"] == 1781.229
+    assert {k: v for k, v in printed.items() if table.MACs_G[k] != v}.keys() == {"VAE", "Total"}
+    assert table.MACs_G.to_dict() == pytest.approx(printed, rel=1e-4) and table.MACs_G["VAE"] == 1781.229
     assert table.source.tolist() == ["counted", "counted", "cited", "cited", "counted + cited"]
 
 
@@ -68,6 +62,16 @@ def test_table3_is_the_papers_to_the_digit():
     assert set(table.source.iloc[2:]) == {"counted"}
 
 
+def test_the_cited_table2_is_whole():
+    table = table2()
+    assert len(table) == 36 and not table.isna().any().any()
+    assert set(table.groupby(["dataset", "bits"]).size().items()) == {
+        ((dataset, bits), n)
+        for dataset in ("RealSR", "DRealSR", "DIV2K_val")
+        for bits, n in (("W32A32", 2), ("W8A8", 5), ("W6A6", 5))
+    }
+
+
 def test_sd21_has_the_papers_layers(frame):
     layers = frame[frame.kind.isin(["conv", "linear"])].groupby("module").size()
     assert layers["unet"] == 282 and layers["encoder"] + layers["decoder"] == 72
@@ -78,15 +82,16 @@ def test_sd21_has_the_papers_layers(frame):
 # -- counting ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["full", "tiny"])
-def test_every_parameter_is_counted_once(name, request):
-    pipe = request.getfixturevalue(name)
-    frame = count(pipe, 64)
-    assert frame.parameters.sum() == sum(p.numel() for m in (pipe.unet, pipe.vae) for p in m.parameters())
-    assert frame.layer.is_unique
-    assert frame.module.drop_duplicates().tolist() == ["encoder", "unet", "decoder"]
+def test_every_parameter_is_counted_once_and_the_pipeline_stays_as_it_was(tiny):
+    before = {name: (id(t), t.clone()) for name, t in tiny.state_dict(keep_vars=True).items()}
+    frame = count(tiny, 64)
+    assert frame.parameters.sum() == sum(p.numel() for m in (tiny.unet, tiny.vae) for p in m.parameters())
+    assert frame.layer.is_unique and frame.module.drop_duplicates().tolist() == ["encoder", "unet", "decoder"]
     for row in frame[~frame.kind.isin(["qk", "av"])].itertuples():
-        assert sum(p.numel() for p in pipe.get_submodule(row.layer).parameters()) == row.parameters
+        assert sum(p.numel() for p in tiny.get_submodule(row.layer).parameters()) == row.parameters
+    for name, t in tiny.state_dict(keep_vars=True).items():
+        assert id(t) == before[name][0] and torch.equal(t, before[name][1])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
 
 
 def flops_of(pipe, size, backend):
@@ -114,27 +119,6 @@ def test_products_by_hand(frame):
     assert order.tolist() == ["to_q", "to_k", "to_v", "qk", "av", "to_out.0"]
 
 
-def test_counting_leaves_the_pipeline_as_it_was(tiny):
-    before = {name: (id(t), t.clone()) for name, t in tiny.state_dict(keep_vars=True).items()}
-    count(tiny, 64)
-    for name, t in tiny.state_dict(keep_vars=True).items():
-        assert id(t) == before[name][0] and torch.equal(t, before[name][1])
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in tiny.modules())
-
-
-def test_cost_grows_with_the_image(tiny):
-    small, large = count(tiny, 64), count(tiny, 128)
-    ratio = (large.macs / small.macs).groupby(large.kind).agg(["min", "max"])
-    assert ratio.loc["conv"].tolist() == [4, 4]
-    assert ratio.loc["qk"].tolist() == [4, 16]  # cross-attention, self-attention
-
-
-def test_paper_counting_is_a_part_of_the_exact(full, frame):
-    paper = count(full, counting="paper")
-    assert set(paper.kind) == {"conv", "linear", "layernorm"}
-    assert paper.macs.sum() == frame.macs[frame.kind.isin(set(paper.kind))].sum()
-
-
 class Twice(nn.Module):
     """A pipeline of one grouped convolution (4 to 6 channels, 12 weights, 6 biases) that runs twice."""
 
@@ -152,121 +136,19 @@ class Twice(nn.Module):
 def test_grouped_and_repeated_layers():
     frame = count(Twice(), 10)
     assert frame.values.tolist() == [["unet", "unet.0", "conv", 18, 12, 4, 6, 2 * 100 * 12]]
-    assert bit_cost(frame, 1, 1)["bytes"] == 2 + 4 * (6 + 12 + 4 + 2)  # 12 bits are two bytes, begun ones counted
+    odd, split = recipe("W3A8"), replace(recipe("W3A8"), split=True)
+    assert recipe_cost(frame, odd)["bytes"] == 5 + 4 * (6 + 12 + 4 + 2), "36 bits are five bytes, begun ones counted"
+    assert recipe_cost(frame, split)["bytes"] == 5 + 4 * (6 + 24 + 4 + 4), "bounds for each half"
 
 
-@pytest.mark.parametrize("arguments, message", [({"size": 100}, "multiple of 16"), ({"counting": "all"}, "counting")])
-def test_refuses_what_it_cannot_count(tiny, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        count(tiny, **arguments)
-
-
-def test_refuses_parameters_outside_of_layers():
+def test_refuses_what_it_cannot_count(tiny):
+    for arguments, message in (({"size": 100}, "multiple of 16"), ({"counting": "all"}, "counting")):
+        with pytest.raises(ValueError, match=message):
+            count(tiny, **arguments)
     pipe = sd21()
     pipe.unet.extra = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match=r"unet\.extra"):
         count(pipe)
-
-
-# -- bit costs --------------------------------------------------------------------------------------------------------
-
-
-def test_full_precision_costs_what_it_holds(frame):
-    cost = bit_cost(frame, 32, 32)
-    assert cost["bytes"] == 4 * frame.parameters.sum()
-    assert cost["bit_operations"] == 32 * 32 * frame.macs.sum()
-    assert cost["weight_bits"] == cost["act_bits"] == 32
-
-
-def test_bit_cost_by_hand(frame):
-    name = "unet.mid_block.attentions.0.transformer_blocks.0"
-    rows = frame[frame.layer.isin([f"{name}.norm1", f"{name}.attn1.to_out.0", f"{name}.attn1.qk"])]
-    cost = bit_cost(rows, 4, 6)
-    stored = 1280 * 1280 * 4 + 32 * (1280 + 2 * 1280 + 1280 + 2)  # bias, weight bounds, LET, activation bounds
-    stored += 32 * (1280 + 4)  # the product's LET and bounds
-    stored += 32 * 2 * 1280  # the norm
-    assert cost["bytes"] == stored / 8
-    linear, product, norm = 64 * 1280 * 1280, 64 * 64 * 1280, 4 * 64 * 1280
-    assert cost["bit_operations"] == linear * 4 * 6 + product * 6 * 6 + norm * 32 * 32
-    assert (cost["weight_bits"], cost["act_bits"]) == (4, 6)
-
-
-def test_exceptions_cost_their_bits(frame):
-    plain, kept = bit_cost(frame, 6, 6), bit_cost(frame, 6, 6, EIGHT_BITS)
-    weights = 320 * 1280 + 9 * 320 * 4 + 64 + 16 + 9 * 512 * 8 + 9 * 128 * 3
-    assert kept["bytes"] - plain["bytes"] == weights * 2 / 8
-    assert 6 < kept["weight_bits"] < 6.01
-    assert bit_cost(frame, 6, 6, {"*": 4, "*.decoder.*": 4, "*.*": 6}) == plain  # the last match decides
-
-
-def test_products_go_by_their_attention(frame):
-    plain = bit_cost(frame, 6, 6)
-    macs = frame.macs[frame.layer.str.contains("attn1.qk") | frame.layer.str.contains("attn1.av")].sum()
-    kept = bit_cost(frame, 6, 6, {"*.attn1": 8})
-    assert kept["bit_operations"] - plain["bit_operations"] == macs * (64 - 36)
-    assert kept["bytes"] == plain["bytes"]
-    without = bit_cost(frame, 6, 6, attention=False)
-    macs = frame.macs[frame.kind.isin(["qk", "av"])].sum()
-    assert without["bit_operations"] - plain["bit_operations"] == macs * (32 * 32 - 36)
-    vae = frame.kind.isin(["qk", "av"]) & (frame.module != "unet")
-    assert vae.any()
-    unet_only = recipe_cost(frame, replace(W6A6, attention=("unet.*",)))
-    more = unet_only["bit_operations"] - recipe_cost(frame, W6A6)["bit_operations"]
-    assert more == frame.macs[vae].sum() * (32 * 32 - 36), "the official recipes leave the VAE's products alone"
-
-
-def test_only_the_named_modules_shrink(frame):
-    unet = frame.module == "unet"
-    cost = bit_cost(frame, 8, 8, modules=("unet",))
-    parts = [bit_cost(frame[unet], 8, 8), bit_cost(frame[~unet], 32, 32)]
-    for key in ("bytes", "bit_operations"):
-        assert cost[key] == sum(part[key] for part in parts)
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [((0, 8), "Bits"), ((8, 33), "Bits"), ((8, 8, {"unet.conv_ouf": 8}), "conv_ouf"), ((8, 8, {}, ["vae"]), "vae")],
-)
-def test_bit_cost_refuses_what_makes_no_sense(frame, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        bit_cost(frame, *arguments)
-
-
-# -- recipes ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_recipe_is_costed_with_its_exceptions(frame):
-    assert recipe_cost(frame, None) == bit_cost(frame, 32, 32)
-    assert recipe_cost(frame, W6A6) == bit_cost(frame, 6, 6, EIGHT_BITS)
-    unet_only = replace(W4A4, modules=("unet",), attention=False)
-    assert recipe_cost(frame, unet_only) == bit_cost(frame, 4, 4, EIGHT_BITS, ("unet",), False)
-
-
-def test_an_exception_for_a_layer_that_a_model_lacks_changes_nothing(make_pipe):
-    frame = count(make_pipe(quant_conv=False), 64)  # the recipes keep vae.quant_conv at 8 bits
-    assert not frame.layer.str.contains("quant_conv").any()
-    kept = {p: b for p, b in W6A6.keep if "quant_conv" not in p}
-    assert recipe_cost(frame, W6A6) == bit_cost(frame, 6, 6, kept)
-
-
-def test_the_papers_counting_goes_by_the_wider_bits_and_leaves_exceptions_out(frame):
-    assert paper_cost(frame, W6A6) == paper_cost(frame, replace(W6A6, keep=()))
-    wide, narrow, mixed = (paper_cost(frame, recipe(name)) for name in ("W8A8", "W4A4", "W4A8"))
-    assert mixed == (narrow[0], wide[1])
-
-
-def test_the_report_holds_both_countings_and_adds_up(full, frame):
-    told = report(full, W8A8)
-    modules = told["paper"]["modules"]
-    assert modules["unet"] == {"params_M": 865.785, "MACs_G": 339.241}
-    assert modules["encoder"]["params_M"] + modules["decoder"]["params_M"] == pytest.approx(83.614, rel=5e-4)
-    assert modules["encoder"]["MACs_G"] + modules["decoder"]["MACs_G"] == pytest.approx(1781.123, rel=5e-4)
-    assert (round(told["paper"]["params_M"]), int(told["paper"]["ops_G"])) == (238, 1060)
-    assert (round(told["paper"]["full"]["params_M"]), int(told["paper"]["full"]["ops_G"])) == (949, 4240)
-    exact = told["exact"]
-    assert exact["bit_operations"] == sum(part["bit_operations"] for part in exact["modules"].values())
-    assert exact["bytes"] < exact["full"]["bytes"] / 3.9 and told["macs"] == frame.macs.sum()
-    assert told["macs"] > 1e9 * sum(part["MACs_G"] for part in modules.values()), "the exact count sees more"
 
 
 def test_the_architecture_of_a_folder_costs_what_its_model_does(make_pipe, tmp_path):
@@ -276,22 +158,79 @@ def test_the_architecture_of_a_folder_costs_what_its_model_does(make_pipe, tmp_p
         file.unlink()  # no weight is read
     skeleton = architecture(folder)
     assert {t.device.type for t in (*skeleton.parameters(), *skeleton.buffers())} == {"meta"}
-    assert count(skeleton, 64).equals(count(pipe, 64))
+    assert count(skeleton, 64).equals(count(pipe, 64)) and count(architecture("tiny"), 64).parameters.sum() > 0
+    for wrong, message in (("nowhere", "There is no folder"), (".", "config.json is missing")):
+        with pytest.raises(ValueError, match=message):
+            architecture(tmp_path / wrong)
 
 
-def test_the_tiny_architecture_is_found_and_others_are_refused(tmp_path):
-    assert count(architecture("tiny"), 64).parameters.sum() > 0
-    with pytest.raises(ValueError, match="There is no folder"):
-        architecture(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="not a one-step SR model"):
-        architecture(tmp_path)
+# -- the cost of a recipe ---------------------------------------------------------------------------------------------
 
 
-def test_the_cited_table2_is_whole():
-    table = table2()
-    assert len(table) == 36 and not table.isna().any().any()
-    assert table.groupby(["dataset", "bits"]).size().to_dict() == {
-        (dataset, bits): n
-        for dataset in ("RealSR", "DRealSR", "DIV2K_val")
-        for bits, n in (("W32A32", 2), ("W8A8", 5), ("W6A6", 5))
-    }
+def test_bits_by_hand(frame):
+    name = "unet.mid_block.attentions.0.transformer_blocks.0"
+    rows = frame[frame.layer.isin([f"{name}.norm1", f"{name}.attn1.to_out.0", f"{name}.attn1.qk"])]
+    cost = recipe_cost(rows, replace(recipe("W4A6"), split=(f"{name}.attn1*",)))
+    stored = 1280 * 1280 * 4 + 32 * (1280 + 4 * 1280 + 1280 + 4)  # bias, bounds of the weight's halves, LET, bounds
+    stored += 32 * (1280 + 4)  # the product's LET and bounds: it has no halves
+    stored += 32 * 2 * 1280  # the norm
+    linear, product, norm = 64 * 1280 * 1280, 64 * 64 * 1280, 4 * 64 * 1280
+    operations = linear * 4 * 6 + product * 6 * 6 + norm * 32 * 32
+    assert cost == {"bytes": stored / 8, "bit_operations": operations, "weight_bits": 4, "act_bits": 6}
+    full = {"bytes": 4 * rows.parameters.sum(), "bit_operations": 32 * 32 * rows.macs.sum()}
+    assert recipe_cost(rows, None) == full | {"weight_bits": 32, "act_bits": 32}
+
+
+def test_exceptions_cost_their_bits(frame):
+    plain, kept = recipe_cost(frame, BARE), recipe_cost(frame, W6A6)
+    weights = 320 * 1280 + 9 * 320 * 4 + 64 + 16 + 9 * 512 * 8 + 9 * 128 * 3  # of the six official ones
+    assert kept["bytes"] - plain["bytes"] == weights * 2 / 8 and 6 < kept["weight_bits"] < 6.01
+    assert recipe_cost(frame, BARE.kept("*", bits=4).kept("*.*", bits=6)) == plain, "the last that matches decides"
+    with pytest.raises(ValueError, match=r"'unet.conv_ouf' .* matches no layer; the nearest are unet.conv_out"):
+        recipe_cost(frame, W6A6.kept("unet.conv_ouf"))
+
+
+def test_an_official_exception_for_a_layer_that_a_model_lacks_changes_nothing(make_pipe):
+    frame = count(make_pipe(quant_conv=False), 64)  # the recipes keep vae.quant_conv at 8 bits
+    lean = replace(W6A6, at_least=tuple(pair for pair in W6A6.at_least if "quant_conv" not in pair[0]))
+    assert recipe_cost(frame, W6A6) == recipe_cost(frame, lean)
+
+
+def test_products_go_by_their_attention(frame):
+    plain, kept = recipe_cost(frame, BARE), recipe_cost(frame, BARE.kept("*.attn1"))
+    products = frame.kind.isin(["qk", "av"])
+    changes = (
+        (kept, frame.layer.str.contains(r"attn1\.(?:qk|av)"), 64),
+        (recipe_cost(frame, replace(BARE, attention=False)), products, 32 * 32),
+        (recipe_cost(frame, replace(BARE, attention=("unet.*",))), products & (frame.module != "unet"), 32 * 32),
+    )
+    for cost, rows, bits in changes:
+        assert cost["bit_operations"] - plain["bit_operations"] == frame.macs[rows].sum() * (bits - 36) > 0
+    assert kept["bytes"] == plain["bytes"]
+
+
+def test_only_the_named_modules_shrink(frame):
+    unet = frame.module == "unet"
+    cost = recipe_cost(frame, replace(BARE, modules=("unet",)))
+    parts = recipe_cost(frame[unet], BARE), recipe_cost(frame[~unet], None)
+    for key in ("bytes", "bit_operations"):
+        assert cost[key] == sum(part[key] for part in parts)
+
+
+def test_the_papers_counting_goes_by_the_wider_bits_and_leaves_exceptions_out(frame):
+    assert paper_cost(frame, W6A6) == paper_cost(frame, BARE)
+    wide, narrow, mixed = (paper_cost(frame, r) for r in (W8A8, W4A4, recipe("W4A8")))
+    assert mixed == (narrow[0], wide[1])
+
+
+def test_the_report_holds_both_countings_and_adds_up(full, frame):
+    told = report(full, W8A8)
+    paper, exact, modules = told["paper"], told["exact"], told["paper"]["modules"]
+    assert modules["unet"] == {"params_M": 865.785, "MACs_G": 339.241}
+    for key, printed in (("params_M", 83.614), ("MACs_G", 1781.123)):
+        assert modules["encoder"][key] + modules["decoder"][key] == pytest.approx(printed, rel=5e-4)
+    assert (round(paper["params_M"]), int(paper["ops_G"])) == (238, 1060)
+    assert (round(paper["full"]["params_M"]), int(paper["full"]["ops_G"])) == (949, 4240)
+    assert exact["bit_operations"] == sum(part["bit_operations"] for part in exact["modules"].values())
+    assert exact["bytes"] < exact["full"]["bytes"] / 3.9 and told["macs"] == frame.macs.sum()
+    assert told["macs"] > 1e9 * sum(part["MACs_G"] for part in modules.values()), "the exact count sees more"
