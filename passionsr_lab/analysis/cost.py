@@ -2,20 +2,18 @@
 
 Everything is read off the architecture: one forward on the meta device, where tensors have shapes and no values.
 
-Two countings.  "paper" sees what the paper's tool saw: convolutions, linears and LayerNorms.  "exact" also sees
-GroupNorms and the attention products.  A norm is given four operations per element, the convention behind the paper's
-Table 1.  `bitcost` weights the counts by bits, `paper` makes the paper's tables of them.
+The paper's tool saw convolutions, linears and LayerNorms (`COUNTED_BY_PAPER`); here GroupNorms and the attention
+products are counted too.  A norm is given four operations per element, the convention behind the paper's Table 1.
+`bitcost` weights the counts by bits, `paper` makes the paper's tables of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 if TYPE_CHECKING:
     import pandas
@@ -26,13 +24,12 @@ PRODUCTS = ("qk", "av")
 COUNTED_BY_PAPER = ("conv", "linear", "layernorm")
 
 
-def count(pipe: nn.Module, size: int = 512, counting: str = "exact") -> pandas.DataFrame:
+def count(pipe: nn.Module, size: int = 512) -> pandas.DataFrame:
     """One row per layer of a full-precision pipeline, in the order in which one image runs through them.
 
     Args:
-        pipe: a `OneStepSR` on any device, "meta" included; neither its weights nor its state change.
+        pipe: a `OneStepSR` on any device, "meta" included; it is not touched.
         size: edge in pixels of the square image that comes out; batch 1, without the prompt branch.
-        counting: "exact", or "paper" for the rows that Table 1 counts.
 
     Returns:
         module (encoder, unet, decoder); layer, its name in `pipe.named_modules()`, with `.qk` or `.av` behind the
@@ -41,7 +38,7 @@ def count(pipe: nn.Module, size: int = 512, counting: str = "exact") -> pandas.D
         the channels that have their own weight bounds; macs.  Layers without parameters (SiLU, softmax) have no row.
 
     Raises:
-        ValueError: for another counting, a size that the networks do not divide, or a quantized pipeline.
+        ValueError: for a size that the networks do not divide, or a quantized pipeline.
 
     Example:
         >>> from passionsr_lab.analysis.cost import count
@@ -52,15 +49,15 @@ def count(pipe: nn.Module, size: int = 512, counting: str = "exact") -> pandas.D
     """
     import pandas as pd
 
-    if counting not in ("exact", "paper"):
-        raise ValueError(f"counting is 'exact' or 'paper', not {counting!r}.")
     if size < 1 or size % pipe.multiple:
         raise ValueError(f"size must be a positive multiple of {pipe.multiple} for this pipeline, not {size}.")
-    layers = _layers(pipe)
-    with _recording(pipe, layers) as rows:
-        _meta_forward(pipe, size)
-    frame = pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
-    return frame if counting == "exact" else frame[frame.kind.isin(COUNTED_BY_PAPER)].reset_index(drop=True)
+    shapes = {id(t): t.detach().to("meta") for t in (*pipe.parameters(), *pipe.buffers())}
+    pipe = copy.deepcopy(pipe, shapes)
+    rows = _record(pipe, _layers(pipe))
+    with torch.no_grad():
+        image = torch.empty(1, 3, size, size, device="meta", dtype=pipe.prompt_embedding.dtype)
+        pipe.decode(pipe.noise(pipe.encode(image)))
+    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
 
 
 def _layers(pipe: nn.Module) -> dict[str, tuple[nn.Module, str]]:
@@ -73,39 +70,17 @@ def _layers(pipe: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return kinds
 
 
-class _Path(nn.Module):
-    """Encode, predict the noise, decode: everything in the pipeline that has layers."""
-
-    def __init__(self, pipe: nn.Module):
-        super().__init__()
-        self.pipe = pipe
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pipe.decode(self.pipe.noise(self.pipe.encode(x)))
-
-
-@torch.no_grad()
-def _meta_forward(pipe: nn.Module, size: int) -> None:
-    path = _Path(pipe)
-    shapes = {name: t.to("meta") for name, t in (*path.named_parameters(), *path.named_buffers())}
-    functional_call(path, shapes, torch.empty(1, 3, size, size, device="meta", dtype=pipe.prompt_embedding.dtype))
-
-
-@contextmanager
-def _recording(pipe: nn.Module, layers: dict[str, tuple[nn.Module, str]]) -> Iterator[dict[str, dict]]:
-    """Within the block every layer that runs leaves a row in the dict, under its name."""
+def _record(pipe: nn.Module, layers: dict[str, tuple[nn.Module, str]]) -> dict[str, dict]:
+    """A dict in which every layer that runs will leave a row under its name."""
     from diffusers.models.attention_processor import Attention
 
     rows, shapes = {}, {}
-    handles = [m.register_forward_hook(_layer_hook(name, kind, rows, shapes)) for name, (m, kind) in layers.items()]
+    for name, (module, kind) in layers.items():
+        module.register_forward_hook(_layer_hook(name, kind, rows, shapes))
     for name, module in pipe.named_modules():
         if isinstance(module, Attention):  # the input of its output projection is the second product
-            handles.append(module.to_out[0].register_forward_pre_hook(_product_hook(name, rows, shapes)))
-    try:
-        yield rows
-    finally:
-        for handle in handles:
-            handle.remove()
+            module.to_out[0].register_forward_pre_hook(_product_hook(name, rows, shapes))
+    return rows
 
 
 def _layer_hook(name: str, kind: str, rows: dict, shapes: dict):

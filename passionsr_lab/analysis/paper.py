@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..quantization.recipe import W6A6, W8A8
 from .bitcost import paper_cost
-from .cost import count
+from .cost import COUNTED_BY_PAPER, count
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +36,8 @@ def table1(pipe: nn.Module, branch: Mapping[str, tuple[float, float]] = PROMPT_B
     """
     import pandas as pd
 
-    frame = count(pipe, counting="paper")
+    frame = count(pipe)
+    frame = frame[frame.kind.isin(COUNTED_BY_PAPER)]
     parts = {name: frame[frame.module.isin(modules)] for name, modules in PARTS.items()}
     rows = [(name, p.parameters.sum() / 1e6, p.macs.sum() / 1e9, "counted") for name, p in parts.items()]
     rows += [(name, *figures, "cited") for name, figures in branch.items()]
