@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..quantization.quantizer import fake_quantize, grid
+from ..quantization.quantizer import fake_quantize, grid_of
 from .base import COLUMN, colour_bar, drawn, figure, legend, name_lines
 from .colours import GREY, INK, MARKERS, PALE, PALETTE, look
 
@@ -23,7 +23,7 @@ def response(x: Tensor, bits: int, lower: float, upper: float, zero_point: str) 
 
 def levels(bounds: tuple[float, float], bits: int, zero_point: str) -> tuple[float, np.ndarray]:
     """The step of the grid between two boundaries, and its 2**bits values."""
-    step, base = (float(t) for t in grid(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
+    step, base = (float(t) for t in grid_of(*(torch.tensor(float(b)) for b in bounds), bits, zero_point))
     return step, base + step * np.arange(2**bits)
 
 

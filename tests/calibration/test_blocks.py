@@ -20,7 +20,8 @@ from passionsr_lab.quantization.recipe import W4A4, W6A6
 
 BLOCKWISE = Method(
     "blockwise", "Block by block", "", LET(),
-    tuple(Stage(segment, ("transform", "bounds"), blocks="*") for segment in ("encoder", "unet", "decoder")), "quantized",
+    tuple(Stage(segment, ("transform", "bounds"), blocks="*") for segment in ("encoder", "unet", "decoder")),
+    "quantized",
 )  # fmt: skip
 
 

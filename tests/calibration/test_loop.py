@@ -211,7 +211,7 @@ def test_each_segment_learns_from_that_input_towards_the_full_precision_target(p
     for record in work.run():
         if record["event"] == "start" and record["module"] == "unet":
             run = work.data.runs["unet"]
-            work.data.runs["unet"] = lambda z: (seen.append(z.clone()), run(z))[1]
+            work.data.runs["unet"] = lambda z, run=run: (seen.append(z.clone()), run(z))[1]
         if record["event"] == "step" and record["module"] == "unet":
             break
     with torch.no_grad():

@@ -17,7 +17,8 @@ from passionsr_lab.quantization.recipe import W6A6
 
 # So far does the second stage go that the line search takes a part of it back.
 SHORT = Method(
-    "short", "Short", "", LET(), (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*")),
+    "short", "Short", "", LET(),
+    (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*")),
     rates={"transform": 0.5, "bounds": 60.0},
 )  # fmt: skip
 
@@ -91,7 +92,8 @@ def test_a_damaged_or_missing_state_is_refused(begin, tmp_path):
         (("stage",), 2), (("stage",), 1), (("stage",), -1), (("stage",), "0"), (("step",), -1), (("step",), None),
         (("first",), nan), (("ends",), {}), (("records",), None), (("cost", "seconds"), nan), (("tensors",), []),
         (("tensors", name), content["tensors"][name] * nan), (("before", name), content["before"][name] * nan),
-        (("tensors", name), content["tensors"][name][:1]), (("before", name), 3.0), (("tensors", "more"), torch.ones(1)),
+        (("tensors", name), content["tensors"][name][:1]), (("before", name), 3.0),
+        (("tensors", "more"), torch.ones(1)),
         (("before",), {"more": torch.ones(1)}), (("optimizer",), {}), (("optimizer",), "adam"),
         (("optimizer", "state", 0, "exp_avg"), group["exp_avg"] * nan),
     ]  # fmt: skip
