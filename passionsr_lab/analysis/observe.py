@@ -109,7 +109,7 @@ def observing(pipe: OneStepSR) -> Iterator[Stats]:
 
     Example:
         >>> import torch, passionsr_lab as lab
-        >>> from passionsr_lab.observe import observing
+        >>> from passionsr_lab.analysis.observe import observing
         >>> pipe = lab.tiny()
         >>> with observing(pipe) as stats:
         ...     image = pipe(torch.rand(3, 8, 8))

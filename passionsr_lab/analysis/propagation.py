@@ -41,7 +41,7 @@ def propagation(q: QuantizedSR, images: Sequence[Image.Image | Tensor]):
 
     Example:
         >>> import passionsr_lab as lab
-        >>> from passionsr_lab.propagation import propagation
+        >>> from passionsr_lab.analysis.propagation import propagation
         >>> pairs = lab.bundled("calibration", count=2, size=64)
         >>> q = lab.quantize(lab.tiny(), lab.W8A8)
         >>> records = lab.calibrate(q, pairs, "let")

@@ -52,7 +52,7 @@ def sensitivity(
 
     Example:
         >>> import passionsr_lab as lab
-        >>> from passionsr_lab.sensitivity import keep_top, sensitivity
+        >>> from passionsr_lab.analysis.sensitivity import keep_top, sensitivity
         >>> frame = sensitivity(lab.tiny(), lab.bundled("calibration", count=1, size=64), lab.W4A4, limit=2)
         >>> keep_top(lab.W4A4, frame, 1).bits(frame.layer[0])
         (8, 8)
@@ -87,7 +87,7 @@ def keep_top(recipe: Recipe, frame, count: int = 5, bits: int = 8) -> Recipe:
 
     Example:
         >>> import pandas as pd
-        >>> from passionsr_lab.config import W4A4
+        >>> from passionsr_lab.quantization.recipe import W4A4
         >>> ranking = pd.DataFrame({"layer": ["unet.conv_out", "unet.conv_in", "vae.encoder.conv_in"]})
         >>> keep_top(W4A4, ranking, 1).bits("unet.conv_in"), keep_top(W4A4, ranking, 1).bits("vae.encoder.conv_in")
         ((8, 8), (4, 4))

@@ -183,7 +183,7 @@ def test_every_method_calibrates_and_tells_one_object(cli, calibrate, model, fol
     assert code == 0 and err == ""
     assert (told["model"], told["label"], told["recipe"], told["method"]) == ("small", "simulated", "W6A6", method)
     assert told["pairs"] == 3 and told["seconds"] > 0 and told["seed"] == 0
-    stages = [(s.module, "+".join(s.train)) for s in METHODS[method].stages] or [("all", "ranges")]
+    stages = [(s.segment, "+".join(s.train)) for s in METHODS[method].stages] or [("all", "ranges")]
     assert [(row["module"], row["stage"]) for row in told["losses"]] == stages
     assert all(0 < row["last"] <= row["first"] for row in told["losses"])
     assert told["peak_bytes"] > 1e6 or not METHODS[method].stages
@@ -267,8 +267,8 @@ def test_ready_pairs_are_taken_from_lr_and_hr(cli, model, tmp_path):
 CALIBRATE_ERRORS = {
     "a recipe that is none": (("--recipe", "W9"), "name is like W6A6"),
     "a width that is none": (("--recipe", "W1A4"), "whole bits from 2 to 16"),
-    "no pairs": (("--pairs", 0), "at least 1, not 0"),
-    "no epochs": (("--epochs", 0), "epochs and batch are at least 1"),
+    "no pairs": (("--pairs", 0), "is not in the range x>=1"),
+    "no epochs": (("--epochs", 0), "is not in the range x>=1"),
     "an odd crop": (("--size", 30), "multiple of 4"),
     "a crop larger than the photographs": (("--size", 512), "too small for 512-pixel crops"),
     "no folder": (("--images", "no/such/folder"), "is not a folder"),
@@ -304,13 +304,13 @@ def test_another_models_quantization_is_refused(cli, calibrate, make_pipe, folde
 ])  # fmt: skip
 def test_wrong_usage_has_exit_code_2_and_says_how(cli, arguments):
     code, out, err = cli(*arguments)
-    assert code == 2 and out == "" and err.startswith("usage: python -m passionsr_lab")
+    assert code == 2 and out == "" and err.startswith("Usage: python -m passionsr_lab")
 
 
 @pytest.mark.parametrize("command", [(), ("upscale",), ("calibrate",), ("compare",), ("train",), ("evaluate",)])
 def test_every_command_explains_itself(cli, command):
     code, out, err = cli(*command, "--help")
-    assert code == 0 and err == "" and out.startswith("usage: python -m passionsr_lab")
+    assert code == 0 and err == "" and out.startswith("Usage: python -m passionsr_lab")
     assert "--json" in out or not command
 
 

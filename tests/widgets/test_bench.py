@@ -62,7 +62,7 @@ def test_a_finished_finish_changes_nothing(pipe):
     from passionsr_lab.calibration.state import state
 
     q = lab.quantize(pipe, lab.W6A6)
-    work = lab.Calibration(q, lab.bundled("calibration", 1, 64), "let")
+    work = lab.Calibration(q, lab.bundled("calibration", 1, 64), lab.METHODS["let"])
     list(work.run())
     before = state(q)
     work.finish()
