@@ -39,6 +39,15 @@ def no_network():
     patch.undo()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_store(tmp_path_factory):
+    """The store is a new one, also for child processes."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PASSIONSR_STORE", str(tmp_path_factory.mktemp("store")))
+    yield
+    patch.undo()
+
+
 def build(
     vae=(8, 16),
     unet=(16, 32),

@@ -18,11 +18,8 @@ from passionsr_lab.quantization.layer import Quantized, QuantLayer, mode
 from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.recipe import W4A4, W6A6
 
-BLOCKWISE = Method(
-    "blockwise", "Block by block", "", LET(),
-    tuple(Stage(segment, ("transform", "bounds"), blocks="*") for segment in ("encoder", "unet", "decoder")),
-    "quantized",
-)  # fmt: skip
+STAGES = tuple(Stage(segment, ("transform", "bounds"), blocks="*") for segment in ("encoder", "unet", "decoder"))
+BLOCKWISE = Method("blockwise", "Block by block", "", LET(), STAGES, "quantized")
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,9 @@ from passionsr_lab.quantization.filling import LET
 from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.recipe import W6A6
 
-# So far does the second stage go that the line search takes a part of it back.
-SHORT = Method(
-    "short", "Short", "", LET(),
-    (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*")),
-    rates={"transform": 0.5, "bounds": 60.0},
-)  # fmt: skip
+# So far do its stages go that the line search takes a part of it back.
+STAGES = (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*"))
+SHORT = Method("short", "Short", "", LET(), STAGES, rates={"transform": 0.5, "bounds": 60.0})
 
 
 def begun(work, records, folder):

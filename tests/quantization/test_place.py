@@ -1,6 +1,6 @@
 """Putting quantized layers in and taking them out: what must stay as it is stays so to the last bit."""
 
-from dataclasses import replace
+import copy
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 import passionsr_lab as lab
 from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.quantization.attention import QuantAttention
-from passionsr_lab.quantization.layer import Quantized, QuantLayer
+from passionsr_lab.quantization.layer import QuantLayer
 from passionsr_lab.quantization.place import quantize, unquantize
 from passionsr_lab.quantization.recipe import W4A4, W8A8
 from passionsr_lab.quantization.transform import EquivalentTransform
@@ -84,6 +84,7 @@ def test_what_makes_no_sense_for_a_quantized_pipeline_is_refused_in_one_sentence
         quantize(trained, W4A4)
     with refused("no activation range yet: calibrate", kind=RuntimeError):
         quantize(pipe, W4A4)(torch.rand(3, 8, 8))
+    assert torch.equal(copy.deepcopy(trained)(torch.ones(3, 8, 8)), trained(torch.ones(3, 8, 8)))
     branched = make_pipe()
     branched.prompt = nn.Identity()
     assert quantize(branched, W8A8).prompt is None and branched.prompt is not None, "PassionSR-FP"
@@ -115,11 +116,17 @@ def test_load_state_names_what_does_not_fit_and_changes_nothing_then(trained):
     assert all(torch.equal(good[k], after[k]) for k in good)
 
 
-def test_a_compiled_unet_keeps_its_names_and_its_list_of_8_bits(make_pipe, pairs):
-    plain, compiled = make_pipe(), make_pipe()
+def test_a_compiled_unet_keeps_its_names_and_its_list_of_8_bits_and_is_saved_and_loaded(make_pipe, pairs, tmp_path):
+    plain, compiled, lr = make_pipe(), make_pipe(), pairs[0].lr
     compiled.unet = torch.compile(compiled.unet, backend="eager")
-    ours, theirs = quantize(compiled, replace(W4A4, split=("unet.mid_block.*",))), quantize(plain, W4A4)
-    assert ours.layers.keys() == theirs.layers.keys()
-    assert all(ours.layers[k].setting.weight_bits == theirs.layers[k].setting.weight_bits for k in ours.layers)
-    assert isinstance(ours.layers["unet.conv_out"], Quantized) and ours.recipe.bits("unet.conv_out") == (8, 8)
-    assert torch.equal(unquantize(ours)(pairs[0].lr), plain(pairs[0].lr))
+    ours, theirs = (quantize(pipe, W4A4) for pipe in (compiled, plain))
+    assert {n: m.setting for n, m in ours.layers.items()} == {n: m.setting for n, m in theirs.layers.items()}
+    assert ours.layers["unet.conv_out"].setting.weight_bits == 8
+    with torch.compiler.set_stance("force_eager"):  # but for one picture
+        for q in (ours, theirs):
+            lab.calibrate(q, pairs[:1], "let")
+        folder = lab.save(ours, tmp_path)
+        expected = theirs(lr)
+        assert all(torch.equal(lab.load(folder, pipe)(lr), expected) for pipe in (compiled, plain))
+        assert torch.equal(unquantize(ours)(lr), plain(lr)) and state(ours).keys() == state(theirs).keys()
+    assert relative(ours(lr), expected) < 1e-5

@@ -1,0 +1,228 @@
+"""The methods: full precision at 16 bits, their order, one file each; and one from outside the library."""
+
+import ast
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filled import same
+from made import refused
+from torch import nn
+
+import passionsr_lab as lab
+from passionsr_lab import methods
+from passionsr_lab.calibration.method import Method, Stage
+from passionsr_lab.calibration.state import state
+from passionsr_lab.evaluation.sweep import grid, sweep
+from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.methods import METHODS, official
+from passionsr_lab.quantization.filling import Slots
+from passionsr_lab.quantization.layer import QuantLayer
+from passionsr_lab.quantization.quantizer import QUANTIZERS, Quantizer
+from passionsr_lab.quantization.slots import Slot
+
+QUICK = {"epochs": 1, "batch": 2}
+
+
+def fidelity(q, pipe, lrs):
+    """Mean dB of a quantized pipeline against full precision."""
+    return np.mean([psnr_rgb(q(lr), pipe(lr)) for lr in lrs])
+
+
+def test_every_method_gives_full_precision_back_at_16_bits_never_ends_above_its_start_and_repeats_itself(pipe, pairs):
+    for name, method in METHODS.items():
+        q = lab.quantize(pipe, "W16A16")
+        lab.calibrate(q, pairs[:2], name, **QUICK)
+        assert fidelity(q, pipe, [pair.lr for pair in pairs[:2]]) >= 60, name
+        q, runs = lab.quantize(pipe, "W6A6"), []
+        for _ in range(2):
+            frame = lab.calibrate(q, pairs[:2], name, **QUICK)
+            runs.append(state(q))
+        assert same(*runs), name
+        ends = frame[frame.event == "end"]
+        worst = 1 if method.backtrack else 1.1
+        assert (ends.loss <= worst * ends["first"]).all() and len(ends) == max(1, len(method.stages)), name
+
+
+def test_on_the_embedded_model_maxmin_is_below_let_and_let_below_passionsr():
+    """At W6A6, on other pictures than those of the calibration, of another size and shape."""
+    full, found = lab.tiny(), {}
+    pairs, lrs = lab.bundled("calibration", 4, 48), [pair.lr[:, :14, :19] for pair in lab.bundled("test", 3, 80)]
+    for name in ("maxmin", "let", "passionsr"):
+        q = lab.quantize(full, lab.W6A6)
+        frame = lab.calibrate(q, pairs, name, epochs=1, batch=2)
+        found[name] = fidelity(q, full, lrs)
+    assert found["maxmin"] + 5 < found["let"] < found["passionsr"] - 1, found
+    first = frame[frame.event == "start"].groupby("module").loss.first()
+    last = frame[frame.event == "end"].groupby("module").loss.last()
+    assert (last <= first).all() and (last / first).prod() < 0.85
+
+
+def test_a_method_is_one_file_that_only_the_table_names_and_the_official_procedure_is_the_released_one():
+    folder = Path(methods.__file__).parent
+    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "table"}
+    for path in folder.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and path != folder / "table.py":
+                own = path.parent == folder and node.level == 1 and node.module is None
+                there = (node.module or "").endswith("methods") or own
+                assert not (there and {alias.name for alias in node.names} & names), path
+                assert (node.module or "").rpartition("methods.")[2] not in names or "methods." not in node.module, path
+    method = official.METHOD
+    assert [(s.segment, *s.train) for s in method.stages] == [
+        (m, tag) for m in ("encoder", "unet", "decoder") for tag in ("transform", "bounds")
+    ]
+    assert method.rates == {"transform": 1e-5, "bounds": 1e-5} and not method.backtrack
+    assert (method.slots.alpha, method.slots.beta, {s.passes(4) for s in method.stages}) == (0.3, 0.3, {2})
+
+
+def test_what_is_no_method_is_refused():
+    for name in ("", "a,b", "a/b", "released"):
+        with refused(repr(name)):
+            lab.register(replace(METHODS["lbq"], name=name))
+    with refused("not str"):
+        lab.register("lbq")
+    with refused("method is one of maxmin, let", "'nobody'", "lab.register"):
+        methods.find("nobody")
+    assert not {"released", "a,b", "a/b", ""} & METHODS.keys() and lab.register(METHODS["lbq"]) is METHODS["lbq"]
+
+
+# -- a method from outside: a quantizer, a branch, and stages on blocks ------------------------------------------------
+
+
+class StepQuantizer(Quantizer):
+    """LSQ's kind: a learned step, symmetric about zero, that starts from the data and not from a range."""
+
+    tag = "step"
+
+    def __init__(self, bits, shape=(), zero_point="integer"):
+        super().__init__(bits, shape, zero_point)
+        self.log_step = nn.Parameter(torch.zeros(shape))
+        self.learning_rate_scale = 0.5
+
+    @torch.no_grad()
+    def start(self, x, low, high):
+        reach = torch.maximum(low.abs(), high.abs()) if x is None else x.abs().amax(tuple(range(1, x.ndim)), True)
+        self.log_step.copy_((reach.clamp_min(1e-6) / (2 ** (self.bits - 1) - 1)).log())
+
+    def bounds(self, low, high):
+        half = 2 ** (self.bits - 1)
+        return -half * self.log_step.exp(), (half - 1) * self.log_step.exp()
+
+
+class LowRank(Slot):
+    """The largest singular directions of a weight, in float beside the quantized rest."""
+
+    tag = "branch"
+
+    def __init__(self, layer, rank):
+        super().__init__()
+        weight = layer.layer.weight
+        u, s, v = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        self.layer, self.shape = [layer], weight.shape
+        self.up, self.down = nn.Parameter(u[:, :rank] * s[:rank]), nn.Parameter(v[:rank])
+
+    def weight(self):
+        return (self.up @ self.down).view(self.shape)
+
+    def forward(self, x):
+        return self.layer[0].operate(x, self.weight(), None)
+
+
+@dataclass(frozen=True)
+class Sketch(Slots):
+    quantizer: str = "step"
+    rank: int = 2
+
+    def fill(self, layer):
+        super().fill(layer)
+        if isinstance(layer, QuantLayer):
+            layer.branch = LowRank(layer, layer.setting.rank or self.rank)
+
+    def start(self, layer):
+        if not isinstance(layer, QuantLayer):
+            for key in "qkv":
+                layer.quantizers[key].start(None, *layer.natural_range(key))
+            return layer.quantizers["p"].start(None, torch.zeros(()), layer.ranges["p"].high[0])
+        halves = layer.weight_halves(layer.residual_weight())
+        for quantizer, half in zip(layer.weight_quantizers, halves):
+            quantizer.start(half, None, None)
+        for quantizer, found in zip(layer.act_quantizers, layer.input_ranges()):
+            quantizer.start(None, *found)
+
+
+SKETCH = Method(
+    "sketch", "Low rank and steps", "this test", Sketch(),
+    (Stage("unet", ("step", "branch"), 2.0, blocks="*"), Stage("decoder", ("step",))), "quantized",
+    {"step": 0.02, "branch": 1e-3},
+)  # fmt: skip
+
+
+@pytest.fixture
+def sketch(monkeypatch):
+    monkeypatch.setitem(QUANTIZERS, "step", StepQuantizer)
+    yield lab.register(SKETCH)
+    METHODS.pop("sketch", None)
+
+
+def test_a_method_from_outside_calibrates_is_saved_stored_and_swept_as_those_inside(sketch, pipe, pairs, tmp_path):
+    lrs = [pair.lr for pair in pairs[:2]]
+    fine = lab.quantize(pipe, "W16A16")
+    lab.calibrate(fine, pairs[:2], "sketch", **QUICK)
+    assert fidelity(fine, pipe, lrs) >= 60
+    recipe = lab.W4A4.override("unet.conv_in", rank=3)
+    q = lab.quantize(pipe, recipe)
+    records = lab.calibrate(q, pairs[:2], "sketch", **QUICK)
+    ends = records[records.event == "end"]
+    blocks = ends[ends.module == "unet"]
+    assert (ends.loss <= ends["first"]).all() and len(blocks) > 15 and blocks.block.is_unique
+    assert (blocks.loss < blocks["first"]).mean() > 0.8, "blocks learn"
+    assert q.layers["unet.conv_in"].branch.up.shape[1] == 3 and q.layers["unet.conv_out"].branch.up.shape[1] == 2
+    assert not any(name.endswith(("trim", "log_scale")) for name in state(q))
+    rest = lab.quantize(pipe, recipe)
+    lab.calibrate(rest, pairs[:2], replace(sketch, stages=()))
+    assert fidelity(q, pipe, lrs) > fidelity(rest, pipe, lrs), "its stages help"
+    back = lab.load(lab.save(q, tmp_path / "q"), pipe)
+    assert (
+        same(q, back)
+        and torch.equal(back(lrs[0]), q(lrs[0]))
+        and back.method == replace(sketch, rates=back.method.rates)
+    )
+
+    store = tmp_path / "store"
+    stored = [lab.calibrated(pipe, recipe, "sketch", pairs[:2], **QUICK, store=store) for _ in range(2)]
+    assert same(stored[0], q) and same(stored[1], q) and len(lab.records(stored[1])) == len(records)
+    model = pipe.save(tmp_path / "small")
+    rows = grid(
+        model=[str(model)],
+        method=["maxmin", "sketch"],
+        pairs=[2],
+        size=[32],
+        epochs=[1],
+        test_pairs=[1],
+        test_size=[32],
+    )
+    table = sweep(rows, store)
+    assert table.method.tolist() == ["maxmin", "sketch"] and (table.psnr_fp > 10).all() and (table.seconds > 0).all()
+
+
+def test_a_method_that_is_not_registered_may_be_stored_and_another_code_is_another_method(
+    sketch, pipe, pairs, tmp_path
+):
+    del METHODS["sketch"]
+    q = lab.calibrated(pipe, "W6A6", replace(sketch, stages=()), pairs[:1], store=tmp_path)
+    with refused("not a complete quantized model", "'sketch'", "lab.register"):
+        lab.load(q.history["folder"], pipe)
+
+    @dataclass(frozen=True)
+    class Other(Sketch):
+        def start(self, layer):
+            super().start(layer)
+            for slot in (m for m in layer.modules() if isinstance(m, StepQuantizer)):
+                slot.log_step.data -= 0.5
+
+    Other.__name__ = Sketch.__name__
+    other = lab.calibrated(pipe, "W6A6", replace(sketch, stages=(), slots=Other()), pairs[:1], store=tmp_path)
+    assert other.history["folder"] != q.history["folder"] and not same(other, q)
