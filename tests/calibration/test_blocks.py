@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from filled import same
 from made import refused
 from torch import nn
 
@@ -14,7 +13,7 @@ from passionsr_lab.calibration.method import Method, Stage
 from passionsr_lab.calibration.task import task
 from passionsr_lab.methods import METHODS
 from passionsr_lab.quantization.filling import LET
-from passionsr_lab.quantization.layer import Quantized, QuantLayer, mode
+from passionsr_lab.quantization.layer import Quantized, mode
 from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.recipe import W4A4, W6A6
 
@@ -104,16 +103,6 @@ def test_a_stage_on_a_block_moves_that_block_only(begin):
     assert {r["block"] for r in records} == {b for _, b in work.stages} and len(work.stages) == 2
     moved = [n for n, m in work.q.layers.items() if any(p.any() for k, p in m.named_parameters() if k.endswith("trim"))]
     assert moved and all(name.startswith("unet.down_blocks.0.") for name in moved)
-    assert any(isinstance(work.q.layers[n], QuantLayer) for n in moved)
-    again = begin(method, q=work.q)
-    list(again.run())
-    assert same(again.q, begun_anew(begin, method)), "starts anew"
-
-
-def begun_anew(begin, method):
-    work = begin(method)
-    list(work.run())
-    return work.q
 
 
 def test_blocks_of_pipelines_with_fewer_modules_and_of_unknown_names(begin):

@@ -1,6 +1,5 @@
 """The methods: full precision at 16 bits, their order, one file each; and one from outside the library."""
 
-import ast
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from filled import same
 from made import refused
+from test_imports import edges
 from torch import nn
 
 import passionsr_lab as lab
@@ -61,15 +61,9 @@ def test_on_the_embedded_model_maxmin_is_below_let_and_let_below_passionsr():
 
 
 def test_a_method_is_one_file_that_only_the_table_names_and_the_official_procedure_is_the_released_one():
-    folder = Path(methods.__file__).parent
-    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "table"}
-    for path in folder.parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and path != folder / "table.py":
-                own = path.parent == folder and node.level == 1 and node.module is None
-                there = (node.module or "").endswith("methods") or own
-                assert not (there and {alias.name for alias in node.names} & names), path
-                assert (node.module or "").rpartition("methods.")[2] not in names or "methods." not in node.module, path
+    names = {path.stem for path in Path(methods.__file__).parent.glob("*.py")} - {"__init__", "table"}
+    for source, target, where in edges():
+        assert source == ("methods", "table") or target[:1] != ("methods",) or target[-1] not in names, where
     method = official.METHOD
     assert [(s.segment, *s.train) for s in method.stages] == [
         (m, tag) for m in ("encoder", "unet", "decoder") for tag in ("transform", "bounds")
