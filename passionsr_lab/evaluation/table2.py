@@ -187,7 +187,7 @@ def frame_of(parts: list[tuple[dict, list[dict]]]) -> DataFrame:
 
     frames = [pd.DataFrame(rows).assign(**place) for place, rows in parts]
     frame = pd.concat(frames, ignore_index=True).astype({"value": float}).fillna({"note": ""})
-    return frame[["dataset", "bits", "method", *frame.columns.drop(["dataset", "bits", "method"])]]
+    return frame[["dataset", "bits", "method", "name", "metric", "value", "better", "protocol", "note"]]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

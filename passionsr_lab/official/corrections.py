@@ -108,6 +108,8 @@ def official_tensors(quantized: QuantizedSR, part: str, latent: int) -> tuple[di
     Raises `ValueError` where the format demands what the recipe left out, `RuntimeError` before calibration.
     """
     module = getattr(quantized, part)
+    if quantized.method is None:
+        raise RuntimeError("The pipeline has no activation range yet: calibrate the model first (lab.calibrate).")
     if quantized.method.name == RELEASED.name:
         for layer in quantized_layers(module).values():
             (layer.range if isinstance(layer, QuantLayer) else layer.ranges["q"]).require(layer.name)

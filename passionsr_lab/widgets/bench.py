@@ -40,7 +40,6 @@ def calibration_figure(records, recipe: str, method: str, result: str = "", capt
         records: a list of a `Calibration`'s records, or the DataFrame that `calibrate` returns.
         recipe, method: their names, for the title.
         result: what the title ends with, e.g. the PSNR that was reached.
-        caption: settings that are told below, as for `plots.loss_curves`.
         caption: the small line below.
     """
     import pandas as pd

@@ -58,7 +58,7 @@ WRONG = {  # arguments, what is told
     "too large a set": ((*SETS, "--size", 512), "No photograph"),
     "an odd size": (("cost", "--model", "tiny", "--size", 100), "multiple of"),
     "no references": (("measure", "-i", PHOTOS, "--metrics", "psnr"), "give references"),
-    "other references": (("measure", "-i", PHOTOS, "-r", "HERE/damaged"), "bad.png"),
+    "other references": (("measure", "-i", PHOTOS, "-r", "HERE/damaged"), "must hold the same names"),
     "no data set": (("table2", "--out", "HERE/out", "--datasets", "RealSR=HERE"), "There is no RealSR"),
     "no work": (("doctor", "everything"), "choose from"),
 }  # fmt: skip
