@@ -186,7 +186,7 @@ def calibration_bench(
     recipe: str = "W6A6",
     method: str = "passionsr",
     recipes: Sequence[str] = tuple(RECIPES),
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] | None = None,
     every: int = 2,
     records=None,
     **options,
@@ -197,7 +197,7 @@ def calibration_bench(
         pipe: a full-precision pipeline, which stays as it is; each run quantizes it anew.
         pairs: to calibrate on.
         tests: pairs of other pictures; their PSNR against full precision is told at the end.
-        recipe, method: the first choice, out of `recipes` and `methods`.
+        recipe, method: the first choice, out of `recipes` and `methods` (by default all that are registered).
         every: steps between two pictures.
         records: of an earlier run, shown until the first one here.
         options: epochs, batch, seed, rates of `Calibration`.
@@ -210,6 +210,7 @@ def calibration_bench(
         'simulated'
     """
     rows = [] if records is None else records.to_dict("records")
+    methods = list(METHODS) if methods is None else methods
     return CalibrationBench(pipe, pairs, tests, recipe, method, recipes, methods, every, options, rows)
 
 
