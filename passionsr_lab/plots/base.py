@@ -74,12 +74,13 @@ def name_lines(ax, lines: Sequence) -> None:
     """Names each line at its right end in its colour where lines are few; otherwise in a legend."""
     if len(lines) > FEW:
         return legend(ax.figure, lines)
+    low, high = sorted(ax.get_ylim())  # a name far outside would leave the layout no room
     for line in lines:
-        heights = [y for y in line.get_ydata() if y == y]
+        heights = [min(max(y, low), high) for y in line.get_ydata() if y == y]
         text = "\n".join(wrapped(line.get_label(), 14))
         style = {"color": line.get_color(), "fontsize": 6, "va": "center", "linespacing": 1, "gid": END}
         where = {"xycoords": ax.get_yaxis_transform(), "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(text, (1, heights[-1] if heights else 0), (4, 0), **where, **style)
+        ax.annotate(text, (1, heights[-1] if heights else low), (4, 0), **where, **style)
 
 
 def colour_bar(mesh, axes, label: str) -> None:

@@ -72,22 +72,23 @@ def boundary_panels(
     for bound in best:
         left.axvline(bound, color=PALETTE[2], linestyle=":", linewidth=1.2)
     left.set_ylabel("count")
-    draw_causes(right, sweep, "upper", ("clipping", "rounding", "total"))
+    lines = draw_causes(right, sweep, "upper", ("clipping", "rounding", "total"))
     right.axvline(bounds[1], color=ACCENT, linestyle="--", linewidth=0.8)
     star = right.plot(best[1], best_db, "*", color=PALETTE[2], mec="black", ms=7, linestyle="", label="best pair")
     bottom = min(sweep.total_db.min(), best_db) - 12
     right.set(xlabel="upper boundary", ylabel="noise relative to signal (dB)", ylim=(bottom, None))
+    name_lines(right, lines)
     dotted = left.plot([], [], ":", color=PALETTE[2], linewidth=1.2, label="best boundaries")
     legend(fig, [*bound_marks(left, bits), *dotted, *star])
     return fig
 
 
-def draw_causes(ax, sweep: DataFrame, x: str, causes: Sequence[str]) -> None:
-    """Draws the columns `{cause}_db` of a sweep against `x`, each named at its end."""
+def draw_causes(ax, sweep: DataFrame, x: str, causes: Sequence[str]) -> list:
+    """Draws the columns `{cause}_db` of a sweep against `x`; the lines."""
     lines = []
     for (color, linestyle), cause in zip(STROKES, causes):
         lines += ax.plot(sweep[x], sweep[f"{cause}_db"], color=color, linestyle=linestyle, label=cause)
-    name_lines(ax, lines)
+    return lines
 
 
 @drawn
@@ -104,9 +105,9 @@ def scale_panels(activation: DataFrame, weight: DataFrame, sweep: DataFrame, alp
         draw_channels(ax, frame)
         fill = (frame.high - frame.low).median() / (frame.high.max() - frame.low.min())
         ax.set(xlabel="input channel", ylabel=what)
-        ax.set_title(f"{what}: median channel fills {100 * fill:.0f} %")
+        ax.set_title(f"the median channel fills {100 * fill:.0f} %")
     ax = axes[0, 2]
-    draw_causes(ax, sweep, "alpha", ("activation", "weight", "both"))
+    name_lines(ax, draw_causes(ax, sweep, "alpha", ("activation", "weight", "both")))
     ax.axvline(alpha, color=ACCENT, linestyle="--", linewidth=0.8)
     ax.set(xlabel="LET exponent alpha", ylabel="signal to noise of the output (dB)", xlim=(0, 1))
     at = sweep.iloc[(sweep.alpha - alpha).abs().argmin()]

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .base import COLUMN, PAGE, bands, drawn, figure, keys, legend, log_axis, require
-from .colours import ACCENT, GREY, PALETTE, module_colour
+from .colours import ACCENT, GREY, INK, PALETTE, module_colour
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SPREAD = "box: 25–75 % of channels, line: median, whiskers: 1–99 %"
 BOXES = {"native_scale": True, "dodge": False, "legend": False, "whis": (1, 99), "showfliers": False, "showcaps": False}
-BOXES |= {"width": 0.7, "saturation": 1, "boxprops": {"edgecolor": "none"}, "whiskerprops": {"color": GREY}}
+BOXES |= {
+    "width": 0.7,
+    "saturation": 1,
+    "boxprops": {"edgecolor": "none", "alpha": 0.5},
+    "whiskerprops": {"color": GREY},
+}
 
 
 def modules_of(frame: DataFrame, layers: list) -> list:
@@ -42,7 +47,7 @@ def draw_spread(ax, frame: DataFrame, value: str) -> None:
     place = frame.layer.map({name: i for i, name in enumerate(layers, 1)}).astype(int)
     values, hue = frame[value].where(frame[value] > 0), place.map(dict(enumerate(modules, 1)))
     thin = {"linewidth": min(0.6, 60 / len(layers)), "palette": {module: module_colour(module) for module in modules}}
-    thin |= {"medianprops": {"color": "white", "linewidth": min(1, 120 / len(layers))}}
+    thin |= {"medianprops": {"color": INK, "linewidth": min(1, 120 / len(layers))}}
     seaborn.boxplot(x=place, y=values, hue=hue, **BOXES, **thin, ax=ax)
     log_axis(ax.yaxis)
     gaps = place[values.notna()].nunique() < len(layers)

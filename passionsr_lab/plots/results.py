@@ -86,7 +86,7 @@ def sensitivity(
         _ = ax.barh(i, db, 0.36, color=color) if worst == "high" else ax.plot(db, i, "o", color=color, ms=4)
         ax.text(0, i - 0.22, str(layer), va="bottom", fontsize=6, transform=ax.get_yaxis_transform())
         end = max(db, 0) if worst == "high" else db
-        ax.text(end, i, f"  {db:.2f} {module}".rstrip(), va="center", fontsize=6, color=color)
+        ax.text(end, i, f"  {round(db, 2) + 0:.2f} {module}".rstrip(), va="center", fontsize=6, color=color)
     ax.set(yticks=[], xlabel=label or SENSITIVITY.get(value, value), ylim=(len(ranked) - 0.6, -0.85))
     ax.margins(x=0.2)
     ax.spines["left"].set_visible(False)
@@ -112,7 +112,7 @@ def shares(frame: DataFrame, label: str = "", heading: str = "Who pays for what"
         small = ", ".join(f"{name} {number:.2g}" for name, number in row.items() if 0 < number < 0.01 * top)
         text = f"  {row.sum():.4g}" + f" ({small})" * bool(small)
         ax.text(row.sum(), y, text, va="center", fontsize=6.5)
-    ax.set(xlabel=label, ylabel=frame.index.name or "", ylim=(len(frame) - 0.45, -0.55), xlim=(0, 1.2 * top))
+    ax.set(xlabel=label, ylabel=frame.index.name or "", ylim=(len(frame) - 0.45, -0.55), xlim=(0, top))
     ax.grid(False, axis="y")
     legend(fig, ax.get_legend_handles_labels()[0])
     return fig

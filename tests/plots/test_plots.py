@@ -19,7 +19,7 @@ from passionsr_lab import plots
 from passionsr_lab.analysis.propagation import collapse
 from passionsr_lab.plots.base import METADATA
 from passionsr_lab.plots.canvas import paper
-from passionsr_lab.plots.colours import PALETTE, method_look
+from passionsr_lab.plots.colours import INK, PALETTE, method_look
 from passionsr_lab.plots.texts import END
 from passionsr_lab.quantization.quantizer import fake_quantize
 
@@ -51,7 +51,7 @@ TIMES = [(m, s, t + s / 3, 20 + k * t + s) for k, m in enumerate(LABELS[2::2]) f
 TIMES = pd.DataFrame(TIMES, columns=["method", "seed", "seconds", "psnr_fp"])
 BITS = [(b, m, 6 * b) for m in ("MaxMin", "LBQ, integer zero point", "LBQ, real") for b in range(2, 9)]
 BITS = pd.DataFrame(BITS, columns=["bits", "method", "db"])
-SWEEP = pd.DataFrame({"upper": [1.0, 5], "clipping_db": [-9.0, -40], "rounding_db": [-20.0, -15], "total_db": -12.0})
+SWEEP = pd.DataFrame({"upper": [1.0, 5], "clipping_db": [-9.0, -120], "rounding_db": [-20.0, -15], "total_db": -12.0})
 ALPHA = pd.DataFrame({"alpha": [0, 1], "activation_db": [20.0, 25], "weight_db": [30.0, 20], "both_db": [19.0, 18]})
 STATE = (EDGES, COUNTS, (-1, 2))
 LONG = "A long heading that takes more than one line: " + LAYERS[3][1]
@@ -320,7 +320,7 @@ def test_curves_show_seeds_as_mean_and_band_and_their_names_at_their_ends():
 def test_layers_stay_in_network_order():
     segments = plots.layer_ranges(RANGES).axes[0].collections[0].get_segments()
     assert np.allclose([s[:, 1] for s in segments], RANGES[["low", "high"]])
-    lines = [line for line in plots.scales(CHANNELS).axes[0].lines if line.get_color() == "white"]
+    lines = [line for line in plots.scales(CHANNELS).axes[0].lines if line.get_color() == INK]
     medians = [line.get_ydata()[0] for line in sorted(lines, key=lambda line: line.get_xdata().mean())]
     assert medians == pytest.approx([*CHANNELS.groupby("layer", observed=True).scale.median()])
     frame = pd.DataFrame({"layer": ["a", "attention", "b"], "low": [-1, None, -5], "high": [1, None, 2]})
@@ -334,6 +334,8 @@ def test_before_and_after_let_share_their_axes_and_the_fill_is_written():
     assert before.get_ylim() == after.get_ylim()
     panels = made("layer").axes
     assert panels[0].get_xlim() == panels[1].get_xlim() and panels[2].get_ylim() == panels[3].get_ylim()
+    medians = [line.get_ydata()[0] for line in plots.activations(FLAT, FLAT).axes[0].lines if line.get_color() == INK]
+    assert medians == [1] * len(LAYERS)  # a box without height is seen as well
     constant = FLAT.assign(low=FLAT.high.where(FLAT.layer == LAYERS[9][1], -1.0))
     assert plots.activations(FLAT, constant).axes[1].get_xlabel().endswith("(gaps: constant input)")
 
