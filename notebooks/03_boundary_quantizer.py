@@ -180,7 +180,6 @@ fig
 
 # %% [markdown]
 # ## Comparison: 2 to 8 bits, on test pictures
-
 #
 # The integer zero point moves the grid by less than half a step so that 0 lies on it, which integer arithmetic needs
 # (a padded 0 must mean 0). The real one is Eq. 3 to the letter.

@@ -16,9 +16,11 @@ from jupytext import TextFileContentsManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from passionsr_lab.tools.notebooks import WIDGET, check, clean, convert, figures_folder, main, refresh
+from passionsr_lab.tools.notebooks import FIGURES, WIDGET, clean, convert, figures_folder, main, refresh
+from passionsr_lab.tools.pairing import check
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("[0-9][0-9]_*.py"))
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 SOURCE = """\
 # %% [markdown]
 # # A title
@@ -40,8 +42,7 @@ def test_every_notebook_is_its_source_executed(source):
 
 
 def test_no_notebook_lacks_its_source():
-    orphans = {p.stem for p in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb")} - {p.stem for p in NOTEBOOKS}
-    assert not orphans
+    assert {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")} == {p.stem for p in NOTEBOOKS}
 
 
 # -- the checker on synthetic pairs -----------------------------------------------------------------------------------
@@ -62,105 +63,50 @@ def pair(tmp_path):
     return source, notebook, lambda: nbformat.write(notebook, source.with_suffix(".ipynb"))
 
 
-def output(text, kind="text/plain"):
-    return new_output("display_data", data={kind: text})
+def shows(text, kind="text/plain"):
+    """A function that gives a notebook's third cell this output."""
+    return lambda nb: nb.cells[2].update(outputs=[new_output("display_data", data={kind: text})])
 
 
-def add_a_cell(nb):
-    nb.cells.append(new_code_cell("assert True", execution_count=4))
-
-
-def change_a_source(nb):
-    nb.cells[2].source = "print(2**BITS + 1)"
-
-
-def change_a_type(nb):
-    nb.cells[0] = new_code_cell("# A title", execution_count=1)
-
-
-def drop_the_tag(nb):
-    nb.cells[1].metadata = {}
-
-
-def run_twice(nb):
-    nb.cells[2].execution_count = 5
-
-
-def leave_unrun(nb):
-    nb.cells[3].execution_count = None
-
-
-def fail(nb):
-    nb.cells[2].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])]
-
-
-def keep_widget_state(nb):
-    nb.metadata.widgets = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
-
-
-def keep_a_widget(nb):
-    nb.cells[2].outputs = [output({"model_id": "abc"}, WIDGET)]
-
-
-def name_a_path(nb):
-    nb.cells[2].outputs = [output("saved to /home/ann/figures/a.png")]
-
-
-def name_a_windows_path(nb):
-    nb.cells[2].outputs = [output(r"C:\Users\ann\a.png", "text/html")]
-
-
-def be_large(nb):
-    nb.cells[2].outputs = [output("x" * 500_000)]
-
-
+ERROR = new_output("error", ename="ValueError", evalue="no", traceback=["ValueError: no"])
 BROKEN = {
-    add_a_cell: "4 cells in the source and 5 in the notebook",
-    change_a_source: "cell 3 has another source",
-    change_a_type: "cell 1 is of another type",
-    drop_the_tag: "cell 2 has other tags",
-    run_twice: "execution counts",
-    leave_unrun: "execution counts",
-    fail: "cell 3 ended with an error",
-    keep_widget_state: "widget state",
-    keep_a_widget: "cell 3 holds a widget's output",
-    name_a_path: "absolute path, /home/ann",
-    name_a_windows_path: "absolute path",
-    be_large: "500 KB is the limit",
+    "4 cells in the source and 5": lambda nb: nb.cells.append(new_code_cell("assert True", execution_count=4)),
+    "cell 3 has another source": lambda nb: nb.cells[2].update(source="print(2**BITS + 1)"),
+    "cell 1 is of another type": lambda nb: nb.cells.insert(0, new_code_cell(nb.cells.pop(0).source)),
+    "cell 2 has other tags": lambda nb: nb.cells[1].metadata.clear(),
+    "the execution counts are": lambda nb: nb.cells[2].update(execution_count=5),
+    "execution counts": lambda nb: nb.cells[3].update(execution_count=None),
+    "cell 3 ended with an error": lambda nb: nb.cells[2].update(outputs=[ERROR]),
+    "widget state": lambda nb: nb.metadata.update(widgets={"application/vnd.jupyter.widget-state+json": {}}),
+    "cell 3 holds a widget's output": shows({"model_id": "abc"}, WIDGET),
+    "absolute path, /home/ann": shows("saved to /home/ann/figures/a.png"),
+    "absolute path, C:": shows(r"C:\Users\ann\a.png", "text/html"),
+    "500 KB is the limit": shows("x" * 500_000),
 }
 
 
-def test_a_good_pair_has_no_problems(pair):
-    source, _, write = pair
-    write()
-    assert check(source) == []
-    assert main(["check", str(source)]) == 0
-
-
-@pytest.mark.parametrize("breaks", BROKEN, ids=lambda function: function.__name__)
-def test_the_checker_names_the_problem_and_the_file(pair, breaks, capsys):
+@pytest.mark.parametrize("problem", BROKEN)
+def test_the_checker_names_the_problem_and_the_file(pair, problem, capsys):
     source, notebook, write = pair
-    breaks(notebook)
     write()
-    assert any(BROKEN[breaks] in problem for problem in check(source)), check(source)
-    assert main(["check", str(source)]) == 1
-    assert "00_pair.ipynb: " in capsys.readouterr().err
+    assert check(source) == [] and main(["check", str(source)]) == 0
+    BROKEN[problem](notebook)
+    write()
+    assert any(problem in told for told in check(source)), check(source)
+    assert main(["check", str(source)]) == 1 and "00_pair.ipynb: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "old, new, problem",
-    [
+def test_the_skeleton_is_asked_for(pair):
+    source, notebook, write = pair
+    for old, new, problem in (
         ('tags=["parameters"]', "", "0 cells are tagged"),
         ("BITS = 4", "bits = 4", "the knob bits"),
         ("assert BITS > 2", "BITS > 2", "asserts nothing"),
-    ],
-)
-def test_the_skeleton_is_asked_for(pair, old, new, problem):
-    source, notebook, write = pair
-    source.write_text(SOURCE.replace(old, new))
-    notebook.cells = list(convert(source).cells)
-    write()
-    assert any(problem in p for p in check(source)), check(source)
+    ):
+        source.write_text(SOURCE.replace(old, new))
+        notebook.cells = list(convert(source).cells)
+        write()
+        assert any(problem in told for told in check(source)), check(source)
 
 
 def test_missing_and_damaged_files_are_named(pair):
@@ -172,47 +118,53 @@ def test_missing_and_damaged_files_are_named(pair):
     assert check(source) == ["there is no 00_pair.py"]
 
 
-@pytest.mark.parametrize("text", ["../figures/a.png", "https://example.org/home/a", "1/2 of /4", "a/tmp/b"])
-def test_relative_paths_and_addresses_pass(pair, text):
+def test_relative_paths_and_addresses_pass(pair):
     source, notebook, write = pair
-    notebook.cells[2].outputs = [output(text)]
-    write()
-    assert check(source) == []
+    for text in ("../figures/a.png", "https://example.org/home/a", "1/2 of /4", "a/tmp/b"):
+        shows(text)(notebook)
+        write()
+        assert check(source) == []
 
 
-def test_jupyterlab_opens_a_notebook_that_is_newer_than_its_source(pair):
-    source, notebook, write = pair
-    notebook.cells[2].source = "print(1)"
-    write()
-    later = source.stat().st_mtime + 86400
-    os.utime(source.with_suffix(".ipynb"), (later, later))
-    shutil.copy(Path(__file__).parents[2] / "pyproject.toml", source.parent)
-    manager = TextFileContentsManager(root_dir=str(source.parent))
-    opened = manager.get("00_pair.ipynb")["content"]
-    assert opened.cells[2].source == "print(2**BITS)"  # the source's
+def test_jupyterlab_opens_the_source_and_saves_it_as_it_was(tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    manager = TextFileContentsManager(root_dir=str(tmp_path))
+    for source in NOTEBOOKS:
+        for path in (source, source.with_suffix(".ipynb")):
+            shutil.copy(path, tmp_path)
+        copy = tmp_path / source.name
+        notebook = nbformat.read(copy.with_suffix(".ipynb"), 4)
+        notebook.cells[-1].source = "older"
+        nbformat.write(notebook, copy.with_suffix(".ipynb"))
+        later = copy.stat().st_mtime + 86400
+        os.utime(copy.with_suffix(".ipynb"), (later, later))  # a notebook that is newer than its source
+        opened = manager.get(f"{source.stem}.ipynb")["content"]
+        assert [cell.source for cell in opened.cells] == [cell.source for cell in convert(source).cells]
+        manager.save({"type": "notebook", "content": opened}, f"{source.stem}.ipynb")
+        assert copy.read_text() == source.read_text()
 
 
 # -- refresh ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_differs_from_run_to_run_is_taken_out():
-    root = Path(__file__).resolve().parents[2]
-    texts = [f"{root}/figures/a.png", f"{sys.prefix}/lib/x.py:3", "<object at 0x7f00ab12>", "1 of 2\r2 of 2\n"]
+    texts = [f"{ROOT}/figures/a.png", f"{sys.prefix}/lib/x.py:3", "<object at 0x7f00ab12>", "1 of 2\r2 of 2\n"]
     cell = new_code_cell("1", metadata={"execution": {"iopub.status.busy": "2026"}}, execution_count=1)
-    cell.outputs = [new_output("stream", name="stderr", text="\n".join(texts)), output({"model_id": "a"}, WIDGET)]
+    shown = new_output("display_data", data={WIDGET: {"model_id": "a"}})
+    cell.outputs = [new_output("stream", name="stderr", text="\n".join(texts)), shown]
     notebook = clean(new_notebook(cells=[cell], metadata={"widgets": {"a": 1}}))
+    text, widget = notebook.cells[0].outputs
     assert "widgets" not in notebook.metadata and not notebook.cells[0].metadata
-    assert notebook.cells[0].outputs[0].text == "./figures/a.png\npython/lib/x.py:3\n<object>\n2 of 2\n"
-    assert (
-        "widget" in notebook.cells[0].outputs[1].data["text/plain"] and WIDGET not in notebook.cells[0].outputs[1].data
-    )
+    assert text.text == "./figures/a.png\npython/lib/x.py:3\n<object>\n2 of 2\n"
+    assert "widget" in widget.data["text/plain"] and WIDGET not in widget.data
 
 
 def test_styled_tables_keep_their_style_under_names_that_do_not_change():
     def written():
         frames = [pd.DataFrame({"a": [1, 2]}).style.highlight_max(props="font-weight: bold") for _ in range(2)]
-        cells = [new_code_cell("1", outputs=[output(f.to_html(), "text/html") for f in frames]) for _ in range(2)]
-        return [o.data["text/html"] for cell in clean(new_notebook(cells=cells)).cells for o in cell.outputs]
+        shown = lambda: [new_output("display_data", data={"text/html": frame.to_html()}) for frame in frames]
+        cells = clean(new_notebook(cells=[new_code_cell("1", outputs=shown()) for _ in range(2)])).cells
+        return [output.data["text/html"] for cell in cells for output in cell.outputs]
 
     first = written()
     assert first == written()
@@ -227,29 +179,33 @@ def test_photographs_become_jpeg_and_line_drawings_stay():
     for pixels, kind in ((smooth * 0.9 + noise, "image/jpeg"), (np.ones((480, 480, 3)), "image/png")):
         buffer = io.BytesIO()
         Image.fromarray((pixels * 255).astype(np.uint8)).save(buffer, "PNG")
-        cell = new_code_cell("1", outputs=[output(base64.b64encode(buffer.getvalue()).decode(), "image/png")])
-        assert [*clean(new_notebook(cells=[cell])).cells[0].outputs[0].data] == [kind]
+        notebook = new_notebook(cells=[new_code_cell("1") for _ in range(3)])
+        shows(base64.b64encode(buffer.getvalue()).decode(), "image/png")(notebook)
+        assert [*clean(notebook).cells[2].outputs[0].data] == [kind]
 
 
-def test_figures_go_to_the_checkout(tmp_path, monkeypatch):
+def test_figures_go_below_build_unless_the_environment_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.delenv(FIGURES, raising=False)
     monkeypatch.chdir(tmp_path)
-    assert figures_folder() == tmp_path / "figures"
+    assert figures_folder() == tmp_path / "build" / "figures"
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.chdir(tmp_path / "notebooks")
+    assert figures_folder() == tmp_path / "build" / "figures"
+    monkeypatch.setenv(FIGURES, "figures")
     assert figures_folder() == tmp_path / "figures"
 
 
 @pytest.mark.slow
-def test_refresh_makes_a_good_pair_twice_the_same_and_leaves_it_when_a_cell_fails(tmp_path):
-    source, steps = tmp_path / "00_pair.py", []
-    source.write_text(SOURCE)
+def test_refresh_makes_a_good_pair_twice_the_same_and_leaves_it_when_a_cell_fails(tmp_path, monkeypatch):
+    monkeypatch.delenv(FIGURES, raising=False)
+    source, steps, text = tmp_path / "00_pair.py", [], SOURCE.replace("print(2**BITS)", f"%env {FIGURES}")
+    source.write_text(text)
     target = refresh(source, lambda done, total: steps.append((done, total)))
     first = target.read_bytes()
-    assert check(source) == [] and steps == [(1, 3), (2, 3), (3, 3)]
-    refresh(source)
-    assert target.read_bytes() == first
-    source.write_text(SOURCE.replace("BITS > 2", "BITS > 5"))
+    assert check(source) == [] and steps == [(1, 3), (2, 3), (3, 3)] and b"'figures'" in first
+    assert main(["refresh", str(source)]) == 0 and target.read_bytes() == first
+    source.write_text(text.replace("BITS > 2", "BITS > 5"))
     with pytest.raises(RuntimeError, match="code cell 3"):
         refresh(source)
-    assert target.read_bytes() == first
+    assert main(["refresh", str(source)]) == 1 and target.read_bytes() == first
