@@ -54,7 +54,7 @@ wheel:
 	env/bin/python -m passionsr_lab upscale lr.png command.png; cmp library.png command.png
 
 lab: $(READY)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 # torch comes first and with its own dependencies: which build it is (CPU, CUDA) is the machine's choice.
 $(READY): requirements.lock pyproject.toml
