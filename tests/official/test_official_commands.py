@@ -39,15 +39,17 @@ def test_calibrate_takes_a_file_and_our_options_override_it(cli, write, tmp_path
     file = write(UV, changes)
     common = ("calibrate", "--config_file", file, "--model", small, "--epochs", 1, "--json")
     code, out, err = cli(*common)
+    assert code == 0, err
     told = json.loads(out)
-    assert code == 0 and (told["recipe"], told["pairs"], told["seed"]) == ("W6A6", 2, 42)
+    assert (told["recipe"], told["pairs"], told["seed"]) == ("W6A6", 2, 42)
     assert told["out"] == str(tmp_path / "theirs") and (tmp_path / "theirs" / TENSORS).is_file()
     assert all(line.startswith(f"warning: {file}: ") for line in err.splitlines()) and "basic_config.ckpt" in err
     saved = load(tmp_path / "theirs", load(small))
     assert saved.history["epochs"] == 1 and saved.history["batch"] == 1, "given, and from the file"
     assert saved.recipe.split == ("unet.*",) and saved.method.slots.alpha == 0.3
-    code, out, _ = cli(*common, "--recipe", "W4A4", "--out", tmp_path / "ours")
-    assert code == 0 and json.loads(out)["recipe"] == "W4A4" and (tmp_path / "ours" / TENSORS).is_file()
+    code, out, err = cli(*common, "--recipe", "W4A4", "--out", tmp_path / "ours")
+    assert code == 0, err
+    assert json.loads(out)["recipe"] == "W4A4" and (tmp_path / "ours" / TENSORS).is_file()
 
 
 def test_upscale_takes_an_inference_file(cli, inference, model, files, tmp_path):
