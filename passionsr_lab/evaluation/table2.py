@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..calibration.method import Method
 from ..imaging.datasets import read_set
 from ..imaging.pairs import chosen_pairs
 from ..methods import METHODS, find
@@ -103,7 +104,7 @@ def run(
     from .sweep import finished
 
     sets = [read_set(what, plan.count, plan.crop) for what in plan.datasets]
-    low = [row for row in plan.pipelines if row[1] not in FULL_METHODS]
+    low = [(bits, find(name)) for bits, name in plan.pipelines if name not in FULL_METHODS]
     if executor is not None:
         for result in finished([executor.submit(make_model, plan, *row, store) for row in low]):
             result()
@@ -124,7 +125,7 @@ def run(
     yield {"event": "tables"} | write(plan, out, frame_of(parts))
 
 
-def make_model(plan: Plan, bits: str, method: str, store: str | Path | None) -> None:
+def make_model(plan: Plan, bits: str, method: Method | str, store: str | Path | None) -> None:
     """Puts one calibrated model of the table into the store."""
     _Model(plan, bits, method, store).pipeline()
 
@@ -136,7 +137,7 @@ def _scoring(plan: Plan) -> dict:
 class _Model:
     """A row of the table: what decides it, and the pipeline once it is needed."""
 
-    def __init__(self, plan: Plan, bits: str, method: str, store: str | Path | None):
+    def __init__(self, plan: Plan, bits: str, method: Method | str, store: str | Path | None):
         self.plan, self.bits, self.method, self.store = plan, bits, method, store
         self.made = None
         self.full = _full(plan.model, method) if method in FULL_METHODS else load(plan.model)
