@@ -21,7 +21,7 @@ from passionsr_lab.analysis.observe import layer_input
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.quantization.quantizer import BoundaryQuantizer, fake_quantize
 from passionsr_lab.tools.notebooks import figures_folder
-from passionsr_lab.widgets.explore import best_boundaries, boundary_explorer, boundary_figure, sample
+from passionsr_lab.widgets.boundaries import best_boundaries, boundary_explorer, boundary_figure, sample
 
 # %% tags=["parameters"]
 MODEL = "tiny"

@@ -27,7 +27,7 @@ from passionsr_lab.imaging.psnr import psnr_rgb
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import layer_explorer, layer_figure, let_explorer, let_figure
-from passionsr_lab.widgets.explore import let_errors
+from passionsr_lab.widgets.let import let_errors
 
 # %% tags=["parameters"]
 MODEL = "tiny"

@@ -1,4 +1,4 @@
-"""The calibration bench and the picture slider: ipywidgets around plain functions that return a Figure."""
+"""The calibration bench: choose bits and a method, watch the loss curves move, stop."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
-from ipywidgets import HTML, Button, Dropdown, HBox, Image, IntProgress, IntSlider, Layout, VBox
+from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox
 
 from .. import plots
 from ..calibration.loop import Calibration
 from ..imaging.pairs import Pair
 from ..imaging.psnr import psnr_rgb
-from ..methods import METHODS, find
+from ..methods import DEFAULT, METHODS
 from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import RECIPES
-from .picture import KEYS, STYLE, Explorer, png
+from .picture import menu, png, slider
 from .progress import spoken
 
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
-
-
-# -- calibration ------------------------------------------------------------------------------------------------------
 
 
 def planned(work: Calibration) -> list[dict]:
@@ -66,15 +63,11 @@ class CalibrationBench(VBox):
         self.tests, self.full = [p.lr for p in tests], None
         self.records, self.quantized, self.error = list(records), None, None
         self._stopping, self._thread = threading.Event(), None
-        tip = "Bits of weights and activations" + KEYS
-        self.recipe = Dropdown(options=list(recipes), value=recipe, description="Bits", tooltip=tip, style=STYLE)
-        tip = "MaxMin: ranges only; LBQ: boundaries; LBQ + LET: both, jointly; PassionSR: module by module (DQC)" + KEYS
+        self.recipe = menu("Bits", list(recipes), recipe, "Bits of weights and activations")
         named = [(METHODS[name].label, name) for name in methods]
-        self.method = Dropdown(options=named, value=method, description="Method", tooltip=tip, style=STYLE)
+        self.method = menu("Method", named, method, "What fills the layers' slots, and what is trained when")
         tip = "Passes over the pairs, times the share of a stage; joint methods and DQC make as many updates in sum"
-        self.epochs = IntSlider(
-            options.pop("epochs", 2), 1, 16, description="Epochs", tooltip=tip, continuous_update=False, style=STYLE
-        )
+        self.epochs = slider("Epochs", options.pop("epochs", 2), 1, 16, tip)
         self.go = Button(description="Calibrate", button_style="primary", tooltip="Start anew with these settings")
         self.halt = Button(description="Stop", disabled=True, tooltip="Stop after the present step; the model works")
         self.bar = IntProgress(0, 0, 1, layout=Layout(width="240px"))
@@ -126,13 +119,12 @@ class CalibrationBench(VBox):
     def _run(self) -> None:
         try:
             self._say("Preparing the full-precision targets.")
-            q = quantize(self.pipe, self.recipe.value)
-            work = Calibration(q, self.pairs, find(self.method.value), epochs=self.epochs.value, **self.options)
+            q, method = quantize(self.pipe, self.recipe.value), METHODS[self.method.value]
+            work = Calibration(q, self.pairs, method, epochs=self.epochs.value, **self.options)
             self._calibrate(work)
             work.finish()
             self.quantized = q
-            stopped = "Stopped; " if self._stopping.is_set() else "Done; "
-            self._say(stopped + self._reached(q))
+            self._say(("Stopped; " if self._stopping.is_set() else "Done; ") + self._reached(q))
         except Exception as error:  # a thread's error would be lost; the widget tells it
             self.error = error
             self._say(f"<span role='alert'>{type(error).__name__}: {error}</span>")
@@ -175,7 +167,7 @@ class CalibrationBench(VBox):
 def _progress(record: dict, seconds: float, count: int, total: int) -> str:
     left = seconds / count * (total - count)
     stage = STAGES.get(record["stage"], record["stage"])
-    where = f"{record['module']}, {stage}, step {record['step']} of {record['of']}"
+    where = f"{record['block'] or record['module']}, {stage}, step {record['step']} of {record['of']}"
     return f"{where}: loss {record['loss']:.3g}; {spoken(seconds)}, about {spoken(left)} left."
 
 
@@ -184,7 +176,7 @@ def calibration_bench(
     pairs: Sequence[Pair],
     tests: Sequence[Pair] = (),
     recipe: str = "W6A6",
-    method: str = "passionsr",
+    method: str = DEFAULT,
     recipes: Sequence[str] = tuple(RECIPES),
     methods: Sequence[str] | None = None,
     every: int = 2,
@@ -197,7 +189,8 @@ def calibration_bench(
         pipe: a full-precision pipeline, which stays as it is; each run quantizes it anew.
         pairs: to calibrate on.
         tests: pairs of other pictures; their PSNR against full precision is told at the end.
-        recipe, method: the first choice, out of `recipes` and `methods` (by default all that are registered).
+        recipe, method: the first choice, out of `recipes` and `methods`.
+        methods: names; by default all that are registered by now.
         every: steps between two pictures.
         records: of an earlier run, shown until the first one here.
         options: epochs, batch, seed, rates of `Calibration`.
@@ -212,36 +205,3 @@ def calibration_bench(
     rows = [] if records is None else records.to_dict("records")
     methods = list(METHODS) if methods is None else methods
     return CalibrationBench(pipe, pairs, tests, recipe, method, recipes, methods, every, options, rows)
-
-
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def image_slider(before, after, names: tuple[str, str] = ("before", "after"), at: float = 0.5) -> Explorer:
-    """A line to move over a picture, `before` on its left and `after` on its right; `plots.split` is its picture.
-
-    Args:
-        before, after: pictures of one size in [0, 1]: tensors (3, H, W), arrays, or PIL images.
-        names: of the two.
-        at: where the line is first, 0 to 1.
-    """
-    draw = lambda percent: plots.split(before, after, percent / 100, names)
-    draw(round(100 * at))  # a wrong pair fails here, not in the widget
-    return Explorer(draw, {"percent": _line(at)}, 540, "picture slider")
-
-
-def method_slider(images: Mapping[str, object], before: str, after: str, at: float = 0.5) -> Explorer:
-    """`image_slider` with two menus: any two of several pictures of one size, `images`: name -> picture."""
-    options = {"options": list(images), "style": STYLE, "layout": Layout(width="240px")}
-    controls = {
-        "left": Dropdown(value=before, description="Left", tooltip="The picture left of the line" + KEYS, **options),
-        "right": Dropdown(value=after, description="Right", tooltip="The picture right of the line" + KEYS, **options),
-        "percent": _line(at),
-    }
-    draw = lambda left, right, percent: plots.split(images[left], images[right], percent / 100, (left, right))
-    return Explorer(draw, controls, 540, "picture slider")
-
-
-def _line(at: float) -> IntSlider:
-    tip = "Where the line is, in percent of the width; the arrow keys move it"
-    return IntSlider(round(100 * at), 0, 100, description="Line (%)", tooltip=tip, continuous_update=False, style=STYLE)

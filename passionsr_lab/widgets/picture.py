@@ -6,10 +6,22 @@ import io
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
-from ipywidgets import HTML, Button, HBox, Image, Layout, VBox, Widget
+from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, IntSlider, Layout, VBox, Widget
 
 STYLE = {"description_width": "initial"}
-KEYS = "; the space bar opens the menu"  # JupyterLab keeps the arrow keys of a closed one (ipywidgets issue 3912)
+
+
+def menu(label: str, options, value, tip: str, width: str | None = None) -> Dropdown:
+    """A menu; `options` are names, or (name, value) pairs."""
+    tip += "; the space bar opens the menu"  # JupyterLab keeps the arrow keys of a closed one (ipywidgets issue 3912)
+    layout = Layout(width=width)
+    return Dropdown(options=options, value=value, description=label, tooltip=tip, style=STYLE, layout=layout)
+
+
+def slider(label: str, value: float, low: float, high: float, tip: str, step: float = 1, **more) -> Widget:
+    """A slider that tells its value when it is let go; of whole numbers when the step is one."""
+    options = {"min": low, "max": high, "step": step, "description": label, "tooltip": tip, "style": STYLE} | more
+    return (IntSlider if isinstance(step, int) else FloatSlider)(value, continuous_update=False, **options)
 
 
 def png(fig) -> bytes:

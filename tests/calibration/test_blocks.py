@@ -73,27 +73,24 @@ def test_what_reaches_a_block_is_captured_and_a_block_that_is_not_reached_is_ref
     assert not resnet._forward_pre_hooks
 
 
-def test_every_block_learns_and_is_fed_by_the_quantized_blocks_before_it(begin, run):
+def test_every_block_learns_and_is_fed_by_the_quantized_blocks_before_it(begin):
     """And is compared with the float block on what float blocks give."""
-    _, records = run(BLOCKWISE, W4A4, epochs=3, batch=3)
-    ends = [r for r in records if r["event"] == "end"]
-    assert [(r["module"], r["block"]) for r in ends] == [(s.segment, b) for s, b in begin(BLOCKWISE).stages]
+    work, name = begin(BLOCKWISE, W4A4, epochs=2, batch=3), "unet.mid_block.resnets.0"
+    ends = [r for r in work.run() if r["event"] == "end"]
+    assert [(r["module"], r["block"]) for r in ends] == [(stage.segment, block) for stage, block in work.stages]
     ratios = np.array([r["loss"] / r["first"] for r in ends])
-    assert (ratios <= 1).all() and (ratios < 1).sum() >= 35 and ratios.mean() < 0.97, "what blocks before err stays"
-    work, name = begin(replace(BLOCKWISE, stages=(BLOCKWISE.stages[1],))), "unet.mid_block.resnets.0"
-    list(work.run())
-    segment, stage = work.q.segments()[1], replace(work.stages[0][0], upstream="quantized")
+    assert (ratios <= 1).all() and (ratios < 1).sum() >= 28 and ratios.mean() < 0.98, "what blocks before err stays"
+    segment, stage = work.q.segments()[1], Stage("unet", ("bounds",))
     found, block = task(stage, name, work.data), blocks(segment.modules)[name]
-    entering = work.data.entering("unet")
-    for (args, _), (expected, _) in zip(found.inputs, captured(block, segment.run, entering), strict=True):
+    for (args, _), (expected, _) in zip(found.inputs, captured(block, segment.run, work.data.entering("unet"))):
         assert torch.equal(args[0], expected[0])
     with mode(work.q.pipe, "float"), torch.no_grad():
-        float_calls = captured(block, segment.run, work.data.entering("unet", "float"))
-        target = block(*float_calls[0][0], **float_calls[0][1])
-    assert torch.equal(found.targets["output"][0], target)
-    assert not torch.equal(float_calls[0][0][0], found.inputs[0][0][0]), "the quantized blocks before it err"
+        full = captured(block, segment.run, work.data.entering("unet", "float"))
+        targets = [block(*args, **kwargs) for args, kwargs in full]
+    assert all(torch.equal(a, b) for a, b in zip(found.targets["output"], targets, strict=True))
+    assert not torch.equal(full[0][0][0], found.inputs[0][0][0]), "the quantized blocks before it err"
     alone = task(replace(stage, upstream="float"), name, work.data)
-    assert torch.equal(alone.inputs[0][0][0], float_calls[0][0][0])
+    assert torch.equal(alone.inputs[0][0][0], full[0][0][0])
 
 
 def test_a_stage_on_a_block_moves_that_block_only(begin):

@@ -16,8 +16,9 @@ from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.recipe import W6A6
 
 # So far do its stages go that the line search takes a part of it back.
-STAGES = (Stage("unet", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*"))
-SHORT = Method("short", "Short", "", LET(), STAGES, rates={"transform": 0.5, "bounds": 60.0})
+STAGES = (Stage("all", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*"))
+SHORT = Method("short", "Short", "", LET(), STAGES, "quantized", {"transform": 0.5, "bounds": 60.0})
+ENCODER, UNET = (replace(W6A6, modules=(module,)) for module in ("encoder", "unet"))
 
 
 def begun(work, records, folder):
@@ -29,15 +30,13 @@ def begun(work, records, folder):
     return folder / "state.pt", first
 
 
-# Records of passionsr: 0 start, 1 and 2 steps, 3 end, then the next stage; 8 to 15 are the UNet's.
-@pytest.mark.parametrize(("method", "moments"), [
-    ("maxmin", (0, 1)), ("lbq+let", (1, 3, 6)), ("passionsr", (4, 10)), (SHORT, (4, 6)),
-], ids=["maxmin", "lbq+let", "passionsr", "blocks"])  # fmt: skip
+# Records of the short one: 0 start, 1 and 2 steps, 3 end, then the next stage.
+@pytest.mark.parametrize(("method", "moments"), [("maxmin", (0, 1)), (SHORT, (1, 4, 6))], ids=["maxmin", "short"])
 def test_an_interrupted_run_goes_on_to_exactly_the_uninterrupted_result(pipe, begin, run, tmp_path, method, moments):
-    q, records = run(method)
+    q, records = run(method, UNET)
     for moment in moments:
-        file, first = begun(begin(method), moment, tmp_path)
-        fresh = quantize(copy.deepcopy(pipe), W6A6)
+        file, first = begun(begin(method, UNET), moment, tmp_path)
+        fresh = quantize(copy.deepcopy(pipe), UNET)
         work = begin(method, q=fresh)
         rest = list(work.run(keep=file))
         assert told(first + rest) == told(work.records) == told(records), "every record once"
@@ -48,25 +47,23 @@ def test_an_interrupted_run_goes_on_to_exactly_the_uninterrupted_result(pipe, be
 
 
 def test_a_run_keeps_its_state_at_the_end_of_every_stage(begin, run, tmp_path):
-    method, kept = METHODS["passionsr"], {}
-    for record in begin(method).run(keep=tmp_path / "state.pt"):
+    kept = []
+    for record in begin(SHORT, UNET).run(keep=tmp_path / "state.pt"):
         if record["event"] == "end":
-            kept[record["module"], record["stage"]] = torch.load(tmp_path / "state.pt", weights_only=True)["records"]
-    ends = [i + 1 for i, r in enumerate(run(method)[1]) if r["event"] == "end"]
-    assert [len(records) for records in kept.values()] == ends
+            kept.append(len(torch.load(tmp_path / "state.pt", weights_only=True)["records"]))
+    assert kept == [i + 1 for i, r in enumerate(run(SHORT, UNET)[1]) if r["event"] == "end"]
 
 
 def test_the_state_of_a_calibration_with_other_settings_is_refused(begin, pairs, make_pipe, tmp_path):
-    work = begin("passionsr")
-    file, _ = begun(work, 1, tmp_path)
-    checkpoint.resume(begin("passionsr"), file)
+    file, _ = begun(begin("lbq+let", ENCODER), 1, tmp_path)
+    checkpoint.resume(begin("lbq+let", ENCODER), file)
     for other in (
-        {"seed": 1}, {"epochs": 2}, {"batch": 3}, {"method": "lbq"}, {"rates": {"bounds": 1e-2}},
-        {"recipe": replace(W6A6, zero_point="real")}, {"pairs": pairs[1:4]}, {"q": quantize(make_pipe(seed=1), W6A6)},
-        {"method": METHODS["passionsr"].with_options(alpha=0.3)}, {"recipe": W6A6.kept("unet.conv_in")},
+        {"seed": 1}, {"epochs": 2}, {"batch": 3}, {"method": "lbq"}, {"rates": {"bounds": 1e-2}}, {"pairs": pairs[1:4]},
+        {"recipe": replace(ENCODER, zero_point="real")}, {"q": quantize(make_pipe(seed=1), ENCODER)},
+        {"method": METHODS["lbq+let"].with_options(alpha=0.3)}, {"recipe": ENCODER.kept("vae.quant_conv")},
     ):  # fmt: skip
         with refused(file, "belongs to a calibration with other settings; delete it to start anew."):
-            checkpoint.resume(begin(**other), file)
+            checkpoint.resume(begin(**{"method": "lbq+let", "recipe": ENCODER} | other), file)
 
 
 def changed(content, path, value):
@@ -80,8 +77,8 @@ def changed(content, path, value):
 
 
 def test_a_damaged_or_missing_state_is_refused(begin, tmp_path):
-    file, _ = begun(begin("lbq"), 3, tmp_path)
-    work = begin("lbq")
+    file, _ = begun(begin("lbq", ENCODER), 3, tmp_path)
+    work = begin("lbq", ENCODER)
     content = torch.load(file, weights_only=True)
     name, nan = next(k for k in content["tensors"] if k.endswith("trim")), float("nan")
     group = content["optimizer"]["state"][0]

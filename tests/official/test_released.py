@@ -20,7 +20,7 @@ from passionsr_lab.official import released as official
 from passionsr_lab.quantization.place import quantize, quantized_layers
 from passionsr_lab.quantization.recipe import W6A6, W8A8
 from passionsr_lab.store.folder import load, save
-from passionsr_lab.widgets.explore import boundaries
+from passionsr_lab.widgets.layers import boundaries
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "passionsr_official" / "vae_ckpt_merge_saw_sep_W8A8.pth"
 real_file = pytest.mark.skipif(not REAL.is_file(), reason="the released VAE file is not there")

@@ -27,13 +27,14 @@ from passionsr_lab.store.models import RECORDS, UNFINISHED
 from passionsr_lab.store.results import kept
 
 QUICK = {"epochs": 1, "batch": 2}
+ENCODER, UNET = (replace(W4A4, modules=(module,)) for module in ("encoder", "unet"))
 
 
 @pytest.fixture
 def ask(pipe, pairs, tmp_path):
-    """A function -> a calibrated pipeline of the store in `tmp_path`."""
-    return lambda method="lbq+let", **options: lab.calibrated(
-        options.pop("pipe", pipe), W4A4, method, pairs[:2], **QUICK, store=tmp_path, **options
+    """A function (method, recipe) -> a calibrated pipeline of the store in `tmp_path`."""
+    return lambda method="lbq+let", recipe=W4A4, pipe=pipe, **options: lab.calibrated(
+        pipe, recipe, method, pairs[:2], **QUICK, store=tmp_path, **options
     )
 
 
@@ -94,46 +95,38 @@ DAMAGE = {
 
 
 def test_a_damaged_model_is_made_anew(ask):
-    first = ask("let")
+    first = ask("let", ENCODER)
     for name, (file, damage) in DAMAGE.items():
         damage(folder_of(first) / file)
         made = []
-        again = ask("let", callback=made.append)
+        again = ask("let", ENCODER, callback=made.append)
         assert same(again, first) and told(made) == told(lab.records(again).to_dict("records")), name
         assert again.history["cost"] != first.history["cost"], f"{name}: it was believed"
         first = again
 
 
-def test_a_run_that_was_killed_goes_on_and_a_damaged_state_begins_anew(ask, tmp_path, monkeypatch):
-    whole = ask("passionsr-strict")
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_and_a_damaged_state_begins_anew(ask):
+    whole = ask("passionsr", UNET)  # start, 2 steps, end; start, step, end
     records = lab.records(whole).to_dict("records")
 
-    class Killed(Exception):
-        pass
+    def kill(record):
+        if record["module"] == "unet" and record["stage"] == "bounds":
+            raise Killed
 
-    def kill(after):
-        seen = []
-
-        def callback(record):
-            seen.append(record)
-            if len(seen) == after:
-                raise Killed
-
-        with pytest.raises(Killed):
-            lab_calibrated(callback=callback)
-
-    def lab_calibrated(**options):
-        return ask("passionsr-strict", **options)
-
-    for damaged, rest in ((False, len(records) - 6), (True, len(records))):
+    for damaged in (False, True):
         (folder_of(whole) / DESCRIPTION).unlink()
-        kill(8)  # three records a stage: two stages are done
+        with pytest.raises(Killed):
+            ask("passionsr", UNET, callback=kill)
         unfinished = folder_of(whole) / UNFINISHED
         if damaged:
             unfinished.write_bytes(unfinished.read_bytes()[:100])
         seen = []
-        again = lab_calibrated(callback=seen.append)
-        assert same(again, whole) and len(seen) == rest and not unfinished.exists()
+        again = ask("passionsr", UNET, callback=seen.append)
+        assert same(again, whole) and told(seen) == told(records)[0 if damaged else 4 :] and not unfinished.exists()
         assert told(lab.records(again).to_dict("records")) == told(records)
 
 
