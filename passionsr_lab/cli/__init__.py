@@ -11,6 +11,7 @@ COMMANDS = {
     "measure": "Score the pictures of a folder against originals of the same names.",
     "pairs": "Make a calibration set of pairs out of photographs; a stopped run goes on.",
     "table2": "Table 2: data sets x bits x methods, as CSV and LaTeX beside the paper's numbers.",
+    "report": "All about quantized models on one page to mail: scores, pictures, layers, cost.",
     "prefetch": "Download the weights that a protocol's metrics need, those that can be had.",
     "doctor": "What this machine has and lacks, and how to get it; 0 if the work can run, else 1.",
     "bench": "Time and memory of the full size: SD2.1 with random weights.",

@@ -1,6 +1,6 @@
 """Tries the notebooks as a new user would: JupyterLab in a headless Chromium, run all, every widget used once.
 
-    python tests/browser/run.py                   # all of notebooks/
+    python tests/browser/run.py                   # all of notebooks/, and the pages that need no kernel
     python tests/browser/run.py 02 03             # those whose names begin so
 
 It works on a copy; screenshots go to build/browser/.  Needs Chromium (Debian: `apt-get install chromium`).
@@ -15,6 +15,7 @@ import time
 
 from chromium import Chromium
 from notebook import Notebook, Problem
+from pages import use_pages
 from server import ROOT, Server, serving
 from use import use
 
@@ -42,6 +43,16 @@ def attempt(browser: Chromium, server: Server, name: str, seconds: float) -> lis
     return problems
 
 
+def without_kernel() -> list[str]:
+    """Uses the pages that need no kernel; the problems."""
+    try:
+        with Chromium(1280, 800) as browser:
+            say(*use_pages(browser, SHOTS))
+    except (Problem, TimeoutError) as problem:
+        return [f"pages: {problem}"]
+    return []
+
+
 def say(*lines: str) -> None:
     for line in lines:
         print(line, flush=True)
@@ -58,6 +69,8 @@ def main() -> int:
     names = [name for name in names if not options.names or name.startswith(tuple(options.names))]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that server and browser are ended too
     problems, start = [], time.monotonic()
+    if not options.names:
+        problems += without_kernel()
     with serving(SHOTS / "server.log", options.knob) as server:
         for name in names:
             with Chromium(1280, 1400) as browser:

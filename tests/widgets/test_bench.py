@@ -1,4 +1,4 @@
-"""The bench and the sliders, without a browser: they are built, driven and asked for their pictures."""
+"""The bench and progress, without a browser: they are built, driven and asked for their pictures."""
 
 import time
 from dataclasses import replace
@@ -7,12 +7,9 @@ import pytest
 import torch
 
 import passionsr_lab as lab
-from passionsr_lab import plots, widgets
+from passionsr_lab import widgets
 from passionsr_lab.calibration.state import state
 from passionsr_lab.widgets import progress
-from passionsr_lab.widgets.picture import png
-
-BLACK, WHITE = torch.zeros(3, 8, 8), torch.ones(3, 8, 8)
 
 
 @pytest.fixture
@@ -60,22 +57,9 @@ def test_an_error_is_told_and_the_bench_stays_usable(bench):
 
 
 def test_every_control_has_a_label_a_tooltip_and_the_tab_key(bench):
-    sliders = [widgets.image_slider(BLACK, WHITE), widgets.method_slider({"a": BLACK, "b": WHITE}, "a", "b")]
     controls = [bench.recipe, bench.method, bench.epochs, bench.go, bench.halt]
-    controls += [control for slider in sliders for control in slider.controls.values()]
     assert all(control.description and control.tooltip and control.tabbable for control in controls)
     assert all(not c.continuous_update for c in controls if "continuous_update" in c.traits())
-
-
-def test_sliders_draw_what_the_static_twin_draws():
-    slider = widgets.image_slider(BLACK, WHITE, ("black", "white"))
-    slider.set(percent=25)
-    assert slider.picture.value == png(plots.split(BLACK, WHITE, 0.25, ("black", "white")))
-    menus = widgets.method_slider({"black": BLACK, "white": WHITE}, "black", "white")
-    menus.set(left="white", right="black", percent=25)
-    assert menus.picture.value == png(plots.split(WHITE, BLACK, 0.25, ("white", "black")))
-    with pytest.raises(ValueError, match="one size"):
-        widgets.image_slider(BLACK, WHITE[:, :4])
 
 
 def test_follow_passes_everything_on_and_says_what_is_left_by_the_costs_of_the_items(monkeypatch):
