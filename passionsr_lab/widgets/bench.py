@@ -1,14 +1,18 @@
-"""The calibration bench: choose bits and a method, watch the loss curves move, stop."""
+"""The calibration bench: choose bits and a method, watch the loss curves move, stop, go on."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox
 
 from .. import plots
+from ..calibration import checkpoint
 from ..calibration.loop import Calibration
 from ..imaging.pairs import Pair
 from ..imaging.psnr import psnr_rgb
@@ -17,9 +21,11 @@ from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import RECIPES
+from .interrupt import interrupts
 from .picture import menu, png, slider
 from .progress import spoken
 
+_benches: weakref.WeakSet = weakref.WeakSet()  # a new one ends what the others run
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
 
 
@@ -50,12 +56,17 @@ def fidelity(q: QuantizedSR, images: Sequence, full: Sequence) -> float:
     return sum(psnr_rgb(q(x), y) for x, y in zip(images, full)) / len(full)
 
 
-class CalibrationBench(VBox):
-    """Choose bits and method, press Calibrate, watch the loss curves move, press Stop.
+class Stopped(Exception):
+    """Ends a calibration within a forward pass."""
 
-    The calibration runs in a thread, so that the kernel stays free to hear the Stop button; it stops between two
-    steps, and what was not reached gets its plain ranges.  `quantized` is then a pipeline that works, and `records`
-    its records so far.  Arguments: see `calibration_bench`.
+
+class CalibrationBench(VBox):
+    """Choose bits and method, press Calibrate, watch the loss curves move, press Stop, press Continue.
+
+    The calibration runs in a thread, so that the kernel stays free to hear the Stop button and Interrupt Kernel, which
+    do the same: what was begun since the last record is thrown away, and what was not reached gets its plain ranges.
+    `quantized` is then a pipeline that works, and `records` its records so far; Continue goes on as if nothing had
+    been.  A bench that is made ends what another one still runs.  Arguments: see `calibration_bench`.
     """
 
     def __init__(self, pipe, pairs, tests, recipe, method, recipes, methods, every, options, records):
@@ -63,26 +74,32 @@ class CalibrationBench(VBox):
         self.tests, self.full = [p.lr for p in tests], None
         self.records, self.quantized, self.error = list(records), None, None
         self._stopping, self._thread = threading.Event(), None
+        self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), ()
         self.recipe = menu("Bits", list(recipes), recipe, "Bits of weights and activations")
         named = [(METHODS[name].label, name) for name in methods]
         self.method = menu("Method", named, method, "What fills the layers' slots, and what is trained when")
         tip = "Passes over the pairs, times the share of a stage; joint methods and DQC make as many updates in sum"
         self.epochs = slider("Epochs", options.pop("epochs", 2), 1, 16, tip)
         self.go = Button(description="Calibrate", button_style="primary", tooltip="Start anew with these settings")
-        self.halt = Button(description="Stop", disabled=True, tooltip="Stop after the present step; the model works")
+        self.halt = Button(description="Stop", disabled=True, tooltip="Stop at once; the model works")
+        self.further = Button(description="Continue", disabled=True, tooltip="Go on where Stop ended it")
         self.bar = IntProgress(0, 0, 1, layout=Layout(width="240px"))
         self.status = HTML("Ready.", layout=Layout(height="24px"))
         self.picture = Image(format="png", layout=Layout(height="330px", max_width="100%", object_fit="contain"))
         self.picture.layout.object_position = "left top"
-        controls = [self.recipe, self.method, self.epochs, self.go, self.halt]
+        controls = [self.recipe, self.method, self.epochs, self.go, self.halt, self.further]
         for control in controls:
             control.tabbable = True
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
+        self.further.on_click(lambda _: self.resume())
         row = HBox(controls, layout=Layout(flex_flow="row wrap"))
         super().__init__([row, HBox([self.bar, self.status]), self.picture])
         if self.records:
             self._draw()
+        for other in [*_benches]:
+            other.stop()
+        _benches.add(self)
 
     def __repr__(self) -> str:
         return "(calibration bench: needs a running kernel; calibration_figure draws the same picture)"
@@ -94,57 +111,99 @@ class CalibrationBench(VBox):
 
     def start(self) -> None:
         """What the Calibrate button does; nothing while a calibration runs."""
+        if not self.running:
+            self._kept.unlink(missing_ok=True)
+            self._settings = self.recipe.value, self.method.value, self.epochs.value
+            self.records = []
+            self._launch()
+
+    def resume(self) -> None:
+        """What the Continue button does: a run that was stopped goes on, with the settings that it had."""
+        if not self.running and self._kept.exists():
+            self.recipe.value, self.method.value, self.epochs.value = self._settings
+            self._launch()
+
+    def stop(self) -> None:
+        """What the Stop button does, and Interrupt Kernel; nothing where nothing runs."""
         if self.running:
-            return
+            self._stopping.set()
+            self.halt.disabled = True
+            self._say("Stopping: what was not reached gets its plain ranges.")
+
+    def wait(self, timeout: float | None = None) -> QuantizedSR | None:
+        """Waits (seconds) for the run to end; the calibrated pipeline, or None when it is not ready or failed."""
+        try:
+            if self._thread is not None:
+                self._thread.join(timeout)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+        return None if self.running else self.quantized
+
+    @property
+    def _kept(self) -> Path:
+        """Where the state after the last record is."""
+        return Path(self._folder.name) / "state.pt"
+
+    def _launch(self) -> None:
         self._stopping.clear()
-        self.records, self.quantized, self.error = [], None, None
+        self.quantized, self.error = None, None
         self._busy(True)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """What the Stop button does: the run ends after the present step."""
-        self._stopping.set()
-        self.halt.disabled = True
-        self._say("Stopping: what was not reached gets its plain ranges.")
-
-    def wait(self, timeout: float | None = None) -> QuantizedSR | None:
-        """Waits (seconds) for the run to end; the calibrated pipeline, or None when it is not ready or failed."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        return None if self.running else self.quantized
-
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._say("Preparing the full-precision targets.")
-            q, method = quantize(self.pipe, self.recipe.value), METHODS[self.method.value]
-            work = Calibration(q, self.pairs, method, epochs=self.epochs.value, **self.options)
-            self._calibrate(work)
-            work.finish()
-            self.quantized = q
-            self._say(("Stopped; " if self._stopping.is_set() else "Done; ") + self._reached(q))
-        except Exception as error:  # a thread's error would be lost; the widget tells it
-            self.error = error
-            self._say(f"<span role='alert'>{type(error).__name__}: {error}</span>")
-        finally:
-            self._busy(False)
+        with interrupts(self.stop):
+            try:
+                self._say("Preparing the full-precision targets.")
+                self._calibrate(self._begun()) or self._settle()
+            except Exception as error:  # a thread's error would be lost; the widget tells it
+                self.error = error
+                self._say(f"<span role='alert'>{type(error).__name__}: {error}</span>")
+            finally:
+                self._busy(False)
 
-    def _calibrate(self, work: Calibration) -> None:
-        plan, start = planned(work), time.monotonic()
-        self.bar.max, self.bar.value = work.total, 0
-        for count, record in enumerate(work.run(), 1):
-            if count == 1:
-                self.records, start = plan, time.monotonic()
-            self.records.append(record)
-            self.bar.value = count
-            if self._stopping.is_set():
-                break
-            if record["event"] != "step" or record["step"] % self.every == 0:
-                self._say(_progress(record, time.monotonic() - start, count, work.total))
-                self._draw()
+    def _begun(self) -> Calibration:
+        recipe, method, epochs = self._settings
+        return Calibration(quantize(self.pipe, recipe), self.pairs, METHODS[method], epochs=epochs, **self.options)
+
+    def _calibrate(self, work: Calibration) -> bool:
+        """Runs to the end, and says so; False where it was stopped before."""
+        plan, start, before = planned(work), time.monotonic(), None
+        self.bar.max = work.total
+        hooks = [layer.register_forward_pre_hook(_ending(self._stopping)) for layer in work.q.layers.values()]
+        try:
+            for record in work.run(keep=self._kept):
+                checkpoint.save(work, self._kept)
+                count = len(work.records)
+                if before is None:
+                    before, start = count - 1, time.monotonic()
+                self.records, self.bar.value = plan + work.records, count
+                if record["event"] != "step" or record["step"] % self.every == 0:
+                    self._say(_progress(record, time.monotonic() - start, count - before, work.total - before))
+                    self._draw()
+        except Stopped:
+            return False
+        for hook in hooks:
+            hook.remove()
+        self._kept.unlink()
+        self.quantized = work.q
         self._draw()
+        self._say("Done; " + self._reached(work.q))
+        return True
+
+    def _settle(self) -> None:
+        """A pipeline that works, out of the state after the last record."""
+        if not self._kept.exists():
+            return self._say("Stopped before the first record; there is no model yet.")
+        work = self._begun()
+        checkpoint.resume(work, self._kept)
+        work.finish()
+        self._draw()
+        self.quantized = work.q
+        self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
 
     def _reached(self, q: QuantizedSR) -> str:
         if not self.tests:
@@ -162,6 +221,17 @@ class CalibrationBench(VBox):
         for control in (self.recipe, self.method, self.epochs, self.go):
             control.disabled = busy
         self.halt.disabled = not busy
+        self.further.disabled = busy or not self._kept.exists()
+
+
+def _ending(stopping: threading.Event) -> Callable:
+    """A hook that ends a forward pass when the event is set; a function, which copies of a layer can share."""
+
+    def hook(*_) -> None:
+        if stopping.is_set():
+            raise Stopped
+
+    return hook
 
 
 def _progress(record: dict, seconds: float, count: int, total: int) -> str:
@@ -183,7 +253,7 @@ def calibration_bench(
     records=None,
     **options,
 ) -> CalibrationBench:
-    """Choose bits and method, press Calibrate, watch the loss curves move, stop; `calibration_figure` is its picture.
+    """Choose bits and method, press Calibrate, watch the loss curves move, stop, go on; `calibration_figure` draws it.
 
     Args:
         pipe: a full-precision pipeline, which stays as it is; each run quantizes it anew.

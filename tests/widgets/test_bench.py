@@ -49,6 +49,56 @@ def test_stop_ends_between_two_steps_and_leaves_a_model_that_works(bench):
     assert torch.isfinite(q(torch.rand(3, 16, 16))).all() and "Stopped" in bench.status.value
 
 
+def test_continue_goes_on_from_stop_to_the_bits_of_a_run_that_was_never_stopped(pipe, pairs):
+    bench = widgets.calibration_bench(pipe, pairs[:2], epochs=1, batch=1, every=100)
+    for events in (1, 4):  # within the first stage, and in a later one
+        bench.resume() if bench.further.disabled is False else bench.start()
+        while sum(r["event"] == "step" for r in bench.records) < events:
+            time.sleep(0.01)
+        bench.stop()
+        assert bench.wait(60) is not None and not bench.further.disabled
+    bench.method.value = "maxmin"  # it goes on with what it began with
+    bench.resume()
+    q = bench.wait(120)
+    assert bench.method.value == q.method.name == lab.methods.DEFAULT and bench.further.disabled
+    other = lab.quantize(pipe, "W6A6")
+    frame = lab.calibrate(other, pairs[:2], epochs=1, batch=1)
+    assert all(torch.equal(value, state(q)[key]) for key, value in state(other).items())
+    assert len(frame) == sum(r["event"] != "plan" for r in bench.records)
+
+
+def test_a_new_bench_ends_what_another_one_runs(pipe, pairs, bench):
+    bench.epochs.value = 16
+    bench.start()
+    while not bench.records:
+        time.sleep(0.01)
+    widgets.calibration_bench(pipe, pairs[:2])
+    assert bench.wait(60) is not None and "Stopped" in bench.status.value
+
+
+@pytest.mark.slow
+def test_interrupting_the_idle_kernel_ends_a_run():
+    from jupyter_client.manager import start_new_kernel
+
+    code = """
+import time, passionsr_lab as lab
+from passionsr_lab import widgets
+bench = widgets.calibration_bench(lab.tiny(), lab.bundled("calibration", 8, 64), epochs=16)
+bench.start()
+"""
+    manager, client = start_new_kernel()
+    try:
+        client.execute_interactive(code, timeout=120)
+        time.sleep(3)
+        manager.interrupt_kernel()
+        time.sleep(2)
+        wait = "assert bench.wait(60) is not None and 'Stopped' in bench.status.value"
+        assert client.execute_interactive(wait, timeout=120)["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 def test_an_error_is_told_and_the_bench_stays_usable(bench):
     bench.pairs = []
     bench.start()
@@ -57,7 +107,7 @@ def test_an_error_is_told_and_the_bench_stays_usable(bench):
 
 
 def test_every_control_has_a_label_a_tooltip_and_the_tab_key(bench):
-    controls = [bench.recipe, bench.method, bench.epochs, bench.go, bench.halt]
+    controls = [bench.recipe, bench.method, bench.epochs, bench.go, bench.halt, bench.further]
     assert all(control.description and control.tooltip and control.tabbable for control in controls)
     assert all(not c.continuous_update for c in controls if "continuous_update" in c.traits())
 
