@@ -102,10 +102,11 @@ rows = [
     )
 ]
 gains = pd.DataFrame(rows)
+caption = {"model": MODEL, "width": "full precision", "seed": SEED, "n": "1 picture"}
 fig = plots.curves(
     gains, "t", "gain", "error in", ("timestep t of the single step", "error in z_H / error added"),
     f"Eq. 9 multiplies errors: {gain(full.timestep, 'predicted noise'):.1f} times at t = {full.timestep}",
-    log=("y",),
+    log=("y",), caption=caption,
 )  # fmt: skip
 plots.save(fig, "01_amplification", FIGURES)
 fig
@@ -137,7 +138,7 @@ demand = pd.DataFrame(rows)
 fig = plots.curves(
     demand, "snr", "psnr", "step",
     ("signal to noise of the predicted noise (dB)", "PSNR against error-free (dB)"),
-    "One UNet error, through Eq. 9 at three timesteps",
+    "One UNet error, through Eq. 9 at three timesteps", caption=caption,
 )  # fmt: skip
 plots.save(fig, "01_demand", FIGURES)
 fig
@@ -200,7 +201,7 @@ pictures = {
 }
 scores = {name: psnr_y(p, pair.hr) for name, p in pictures.items() if name != "HR"}
 fig = plots.comparison(
-    pictures, BOX, scores=scores, heading="The cut of the prompt branch: PSNR-Y of the whole picture"
+    pictures, BOX, scores=scores, heading="The cut of the prompt branch: PSNR-Y of the whole picture", caption=caption
 )
 plots.save(fig, "01_pruning", FIGURES)
 fig

@@ -59,7 +59,8 @@ with observing(pipe) as stats:
         pipe(pair.lr)
 layers = stats.layers()
 print(f"{len(layers)} places observed in {stats.bytes / 1e6:.1f} MB")
-fig = plots.layer_ranges(layers, "Input range of every layer, full precision")
+seen = {"model": MODEL, "width": "full precision", "pictures": f"{len(calibration)} of {SIZE} px", "seed": SEED}
+fig = plots.layer_ranges(layers, "Input range of every layer", caption=seen)
 plots.save(fig, "02_layer_ranges", FIGURES)
 fig
 
@@ -116,6 +117,7 @@ fig = plots.curves(
     filled, "layer", "share", "of",
     ("Conv2d or Linear, in network order", "share of the range (%)"),
     "How much of a tensor's range its median channel fills: activations against weights", width=plots.PAGE,
+    caption=seen,
 )  # fmt: skip
 plots.save(fig, "02_fill", FIGURES)
 fig
@@ -133,9 +135,9 @@ filled.groupby("of").share.describe()[["25%", "50%", "75%"]].round(0)
 q = lab.calibrated(pipe, RECIPE, METHOD, calibration)
 noise = lab.propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
-fig = plots.propagation(
-    noise, FLOOR, heading=f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
-)
+heading = f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
+used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": len(calibration), "seed": SEED, "one": "run"}
+fig = plots.propagation(noise, FLOOR, heading=heading, caption=used | {"pictures": len(test)})
 plots.save(fig, "02_propagation", FIGURES)
 print(f"first layer whose accumulated SQNR is below {FLOOR:g} dB: {first}")
 fig
@@ -169,7 +171,8 @@ low_bits = {name for name, bits in zip(noise.layer, map(q.recipe.bits, noise.lay
 trunk = [name for name in noise.layer if name in low_bits and any(fnmatch(name, p) for p in TRUNK)]
 records = pd.DataFrame(follow(measure(q, [pair.lr for pair in few], trunk), len(trunk), "layers measured"))
 ranking = noise.merge(records, on="layer").sort_values("gain_db", ascending=False)
-fig = plots.sensitivity(ranking, heading=f"What sparing one layer of the trunk brings, {RECIPE}")
+heading = f"What sparing one layer of the trunk brings, {RECIPE}"
+fig = plots.sensitivity(ranking, heading=heading, caption=used | {"pictures": len(few)})
 plots.save(fig, "02_sensitivity", FIGURES)
 fig
 

@@ -76,6 +76,7 @@ x, x_test = values(LAYER, "calibration"), values(LAYER, "test")
 low, high = x.min(), x.max()
 inner = x.quantile(torch.tensor([0.001, 0.999])).tolist()
 print(f"{low:.3g} to {high:.3g}, but 99.8 % of the values from {inner[0]:.3g} to {inner[1]:.3g}")
+caption = {"model": MODEL, "layer": LAYER, "values": f"of {COUNT} crops of {SIZE} px", "seed": SEED}
 fig = boundary_figure(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER)
 plots.save(fig, "03_maxmin", FIGURES)
 fig
@@ -114,7 +115,7 @@ for share in np.linspace(0.1, 1.0, 46):
 slopes = pd.DataFrame(rows)
 fig = plots.curves(
     slopes, "upper", "slope", "by", ("upper boundary", "slope of the mean squared error"),
-    f"Straight-through gradient against the error's true slope, {BITS} bits",
+    f"Straight-through gradient against the error's true slope, {BITS} bits", caption=caption,
 )  # fmt: skip
 plots.save(fig, "03_gradient", FIGURES)
 fig
@@ -157,7 +158,7 @@ def sqnr(quantizer: BoundaryQuantizer, x, low, high) -> float:
 quantizer, record = learn(x, BITS, ZERO_POINT)
 fig = plots.curves(
     record, "step", "sqnr", labels=("step", "signal to quantization noise (dB)"),
-    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits",
+    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits", caption=caption | {"one": "run"},
 )  # fmt: skip
 plots.save(fig, "03_learning", FIGURES)
 fig
@@ -173,7 +174,7 @@ uppers = np.linspace(float(high) - 0.45 * width, float(high), 32)
 surface = plots.error_grid(x, lowers, uppers, BITS, ZERO_POINT)
 fig = plots.error_surface(
     lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "learned": learned},
-    heading=f"{LAYER}: quality against the boundaries, {BITS} bits",
+    heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=caption,
 )  # fmt: skip
 plots.save(fig, "03_surface", FIGURES)
 fig
@@ -195,7 +196,7 @@ for bits in ALL_BITS:
 frame = pd.DataFrame(rows)
 fig = plots.curves(
     frame, "bits", "sqnr", "method", ("bits", "signal to quantization noise (dB)"),
-    "MaxMin against LBQ on one layer's input, test pictures (simulated)",
+    "MaxMin against LBQ on one layer's input, test pictures (simulated)", caption=caption | {"one": "run each"},
 )  # fmt: skip
 plots.save(fig, "03_bits", FIGURES)
 fig

@@ -103,7 +103,8 @@ with torch.no_grad():
     errors = both_ways(layer, x, scale, shift)
 corner = {name: e[:32, :32].numpy() for name, e in errors.items()}
 heading = "Upper left corner of the output: LET with a shift, two orders"
-fig = plots.maps(corner, "error / largest output", heading, floor=1e-16, width=plots.COLUMN)
+caption = {"model": MODEL, "layer": LAYER, "width": "float64", "n": "1 picture", "seed": SEED}
+fig = plots.maps(corner, "error / largest output", heading, floor=1e-16, width=plots.COLUMN, caption=caption)
 plots.save(fig, "04_border", FIGURES)
 fig
 
@@ -159,13 +160,14 @@ factors = pd.concat(
 )
 order = [name for name in module_of.index if name in set(factors.layer)]
 factors["layer"] = pd.Categorical(factors.layer, order, ordered=True)
-fig = plots.scales(factors.sort_values("layer", kind="stable"))
+caption = {"model": MODEL, "method": "LET's start", "width": RECIPES[-1], "pairs": len(calibration), "seed": SEED}
+fig = plots.scales(factors.sort_values("layer", kind="stable"), caption=caption)
 plots.save(fig, "04_scales", FIGURES)
 fig
 
 # %%
 before, after = stats.channels(), stats.channels(after=True)
-fig = plots.activations(before, after)
+fig = plots.activations(before, after, caption=caption | {"pictures": "2 of the test"})
 plots.save(fig, "04_activations", FIGURES)
 fig
 
@@ -242,7 +244,8 @@ result.style.format(precision=2).set_caption("PSNR (dB) against full precision, 
 
 # %%
 heading = "MaxMin against LET's start (simulated): PSNR to full precision"
-fig = plots.comparison(pictures, BOX, "full precision", heading=heading)
+caption = {"model": MODEL, "pairs": len(calibration), "seed": SEED, "one": "run each"}
+fig = plots.comparison(pictures, BOX, "full precision", heading=heading, caption=caption)
 plots.save(fig, "04_pictures", FIGURES)
 fig
 

@@ -84,12 +84,13 @@ rows = [
     for (tile, n), run in runs.items()
 ]
 sweep = pd.DataFrame(rows)
+caption = {"model": MODEL, "width": "full precision", "n": f"1 picture of {SIZE} px", "seed": SEED}
 sweep.set_index(["tile", "overlap"]).round(2)
 
 # %%
 fig = plots.curves(
     sweep, "overlap", "seams", "tile", ("overlap (latent pixels)", "seams, relative to no tiles"),
-    "Seams against overlap, by the tile's edge in latents",
+    "Seams against overlap, by the tile's edge in latents", caption=caption,
 )  # fmt: skip
 plots.save(fig, "08_seams", FIGURES)
 fig
@@ -97,7 +98,7 @@ fig
 # %%
 fig = plots.curves(
     sweep, "overlap", "PSNR to whole (dB)", "tile", ("overlap (latent pixels)", "PSNR to the whole picture (dB)"),
-    "Nearness to no tiles, by the tile's edge",
+    "Nearness to no tiles, by the tile's edge", caption=caption,
 )  # fmt: skip
 plots.save(fig, "08_sweep", FIGURES)
 fig
@@ -114,10 +115,10 @@ fig
 
 # %%
 schemes = {
-    "paths": lab.Tiling(SHOWN, SHOWN // 4),
-    "paths, shared norms": lab.Tiling(SHOWN, SHOWN // 4, shared=True),
-    "stages": lab.Tiling(SHOWN, SHOWN // 2, stages=True),
-    "stages, shared norms": lab.Tiling(SHOWN, SHOWN // 2, stages=True, shared=True),
+    "whole tiles": lab.Tiling(SHOWN, SHOWN // 4),
+    "whole tiles, shared norms": lab.Tiling(SHOWN, SHOWN // 4, shared=True),
+    "each module in tiles": lab.Tiling(SHOWN, SHOWN // 2, stages=True),
+    "each module in tiles, shared norms": lab.Tiling(SHOWN, SHOWN // 2, stages=True, shared=True),
 }
 compared = {name: measured(tiling) for name, tiling in schemes.items()}
 table = pd.DataFrame(compared).T.drop(columns="picture").astype(float)
@@ -126,9 +127,16 @@ table.round(2)
 # %%
 difference = lambda picture: (255 * (picture - whole)).abs().mean(0).cpu().numpy()
 arrays = {"no overlap": difference(naive["picture"])}
-arrays |= {name: difference(compared[name]["picture"]) for name in ("paths", "stages", "stages, shared norms")}
+arrays |= {
+    name: difference(compared[name]["picture"])
+    for name in ("whole tiles", "each module in tiles", "each module in tiles, shared norms")
+}
 fig = plots.maps(
-    arrays, "8-bit levels", f"Difference to the picture without tiles; tiles of {SHOWN} latents", floor=0.5
+    arrays,
+    "8-bit levels",
+    f"Difference to the picture without tiles; tiles of {SHOWN} latents",
+    floor=0.5,
+    caption=caption,
 )
 plots.save(fig, "08_maps", FIGURES)
 fig
@@ -162,7 +170,7 @@ pd.DataFrame(rows, columns=columns).round(2)
 
 # %%
 reference = upsample(pair.lr[None])[0]
-FIXED = {"nofix": lambda x, y: x, "adain": adain, "wavelet": wavelet}  # as pipe(..., colour=fix) does it
+FIXED = {"no fix": lambda x, y: x, "adain": adain, "wavelet": wavelet}  # as pipe(..., colour=fix) does it
 unfixed = {"full precision": runs[SHOWN, 4]["picture"], RECIPE: quantized[SHOWN]}
 pictures = {
     (bits, fix): function(x[None], reference[None])[0] for bits, x in unfixed.items() for fix, function in FIXED.items()
@@ -173,7 +181,8 @@ shifts.unstack().round(1)
 # %%
 zoomed = {"HR": pair.hr, "enlarged LR": reference} | {f"{bits}, {fix}": p for (bits, fix), p in pictures.items()}
 scores = {name: f"{psnr_y(p, pair.hr):.2f} dB on Y" for name, p in zoomed.items() if name != "HR"}
-fig = plots.comparison(zoomed, BOX, "HR", scores, f"Colour fixes, in tiles of {SHOWN} latents", rows=2)
+heading = f"Colour fixes, in tiles of {SHOWN} latents"
+fig = plots.comparison(zoomed, BOX, "HR", scores, heading, rows=2, caption=caption | {"quantized": f"{PAIRS} pairs"})
 plots.save(fig, "08_colour", FIGURES)
 fig
 
@@ -207,7 +216,7 @@ rows = [{"picture": name, "edge": edge, "MiB": mib} for (name, edge), mib in zip
 memory = pd.DataFrame(rows)
 fig = plots.curves(
     memory, "edge", "MiB", "picture", ("edge of the LR picture (pixels)", "working memory (MiB)"),
-    "Memory beside the output, whole and in tiles",
+    "Memory beside the output, whole and in tiles", caption={"model": MODEL, "device": DEVICE, "one": "run"},
 )  # fmt: skip
 plots.save(fig, "08_memory", FIGURES)
 fig
@@ -218,13 +227,14 @@ fig
 # `adain` brings the mean colours back; and memory no longer follows the picture.
 
 # %%
-quarter = compared["paths"]
+quarter = compared["whole tiles"]
 assert naive["seams"] > 1.3 * quarter["seams"], (naive["seams"], quarter["seams"])
-assert table["PSNR to whole (dB)"]["paths"] > table["PSNR to whole (dB)"]["stages"]
-assert table["PSNR to whole (dB)"]["stages, shared norms"] > table["PSNR to whole (dB)"]["stages"]
+near = table["PSNR to whole (dB)"]
+assert near["whole tiles"] > near["each module in tiles"]
+assert near["each module in tiles, shared norms"] > near["each module in tiles"]
 means = shifts["mean"].abs().groupby(level=["bits", "fix"]).max()
 for bits in (RECIPE, "full precision"):  # not to nothing: values are clamped to [0, 1] afterwards
-    assert means[bits, "adain"] < 0.25 * means[bits, "nofix"], means
+    assert means[bits, "adain"] < 0.25 * means[bits, "no fix"], means
 spent = memory.set_index(["picture", "edge"]).MiB
 in_tiles, at_once = spent[f"tiles of {SHOWN} latents"], spent["whole"]
 assert in_tiles[MEMORY[-1]] < 0.6 * at_once[MEMORY[-1]], spent

@@ -85,7 +85,8 @@ parts = pd.DataFrame(
         "operations": frame.groupby("module", sort=False).macs.sum() / frame.macs.sum() * 100,
     }
 ).T.rename_axis("quantity")
-where = plots.shares(parts, "share (%)", f"Parameters and operations by module, {MODEL} at {SIZE} x {SIZE}")
+caption = {"model": MODEL, "image": f"{SIZE} x {SIZE} px", "counted": "from the architecture"}
+where = plots.shares(parts, "share (%)", "Parameters and operations by module", caption=caption)
 plots.save(where, "09_modules", FIGURES)
 where
 
@@ -93,7 +94,8 @@ where
 names = {"conv": "convolutions", "linear": "linears", "qk": "attention products", "av": "attention products"}
 kinds = frame.assign(kind=frame.kind.map(names).fillna("norms"), macs=frame.macs / 1e9)
 kinds = kinds.pivot_table(index="module", columns="kind", values="macs", aggfunc="sum", sort=False)
-work = plots.shares(kinds, "G multiply-accumulates per image", "What the operations are: the exact count")
+heading = "What the operations are: the exact count"
+work = plots.shares(kinds, "G multiply-accumulates per image", heading, caption=caption)
 plots.save(work, "09_kinds", FIGURES)
 work
 
@@ -135,7 +137,7 @@ points = [
 ] + [(bits, "naive: bits / 32", 100 * bits / 32) for bits in range(2, 9)]
 size = plots.curves(
     pd.DataFrame(points, columns=["bits", "quantized", "size"]), "bits", "size", "quantized",
-    ("bits", "size (% of full precision)"), "Size against bits", width=plots.PAGE,
+    ("bits", "size (% of full precision)"), "Size against bits", width=plots.PAGE, caption=caption,
 )  # fmt: skip
 plots.save(size, "09_size", FIGURES)
 size

@@ -12,6 +12,10 @@ MARKERS, LINES = "os^Dv<P>X", ("-", "--", "-.", ":")
 MODULE_COLOURS = dict(zip(MODULES, ("#332288", "#999933", "#882255")))
 INK, GREY, PALE, ACCENT = "#000000", "#6e6e6e", "#f0f0f0", "#B2182B"
 
+ROWS = {  # what figures call a method by its row in the paper's ablation
+    "DQC": "passionsr", "LBQ + LET + DQC": "passionsr", "LBQ + LET + strict DQC": "passionsr-strict",
+    "joint": "lbq+let", "LET's start": "let",
+}  # fmt: skip
 _labels: list[str] = []  # of methods in the order of registration; other labels join when they are first drawn
 
 
@@ -39,6 +43,7 @@ def method_look(label: str) -> dict:
     from .. import METHODS
 
     labels = {m.name: m.label for m in METHODS.values()}
+    label = ROWS.get(label, label)
     own = labels.get(label, label)
     _labels.extend(each for each in dict.fromkeys([*labels.values(), own]) if each not in _labels)
     place, left = _labels.index(own), len(PALETTE) - len(labels)
