@@ -107,7 +107,7 @@ fig
 # A small overlap ends the seams. What is left is of another kind: attention and GroupNorm see only the tile, so each tile
 # has a tone of its own, and only a larger tile changes that.
 #
-# ## Comparison: whole paths in tiles, or stage by stage
+# ## Comparison: the whole path tile by tile, or each module in tiles
 # The official code cuts encoder, UNet and decoder each on its own. The decoder then normalizes by its tile's own
 # statistics latents whose tone was settled in other tiles. The remedy is statistics shared by all tiles; here they come
 # from a thumbnail (the official code averages them over the tiles of the VAE). Tiles that run the whole path need no such
@@ -223,7 +223,7 @@ fig
 
 # %% [markdown]
 # ## What this showed
-# Overlap ends seams; whole paths in tiles are nearer to the picture without tiles than stages with norms of their own;
+# Overlap ends seams; tiles that take the whole path are nearer to the picture without tiles than modules in tiles with norms of their own;
 # `adain` brings the mean colours back; and memory no longer follows the picture.
 
 # %%
