@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -80,6 +81,21 @@ def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: 
             raise ValueError(f"{where}: the UNet's {field} are {found}, but the VAE's latent has {latent} channels.")
 
 
+def refuse_unsupported(scheduler: object, vae: nn.Module, unet: nn.Module, where: object) -> None:
+    """`refuse_unknown` for parts that are built already, compiled or not; errors as there."""
+    parts = [getattr(part, "_orig_mod", part) for part in (scheduler, vae, unet)]
+    for part in parts:
+        if not isinstance(getattr(part, "config", None), Mapping):
+            raise ValueError(f"{where}: a {type(part).__name__} is none of diffusers' models or schedulers.")
+    refuse_unknown(*({**part.config, "_class_name": _diffusers_class(part)} for part in parts), where)
+
+
+def _diffusers_class(part: object) -> str:
+    """The name of diffusers' class that this one is or inherits from; without any, its own."""
+    names = [kind.__name__ for kind in type(part).__mro__ if kind.__module__.startswith("diffusers.")]
+    return names[0] if names else type(part).__name__
+
+
 def refuse_non_finite(model: nn.Module, where: object) -> None:
     """`ValueError` that names the first parameter or buffer with a NaN or an infinity in it."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -103,6 +119,7 @@ def _refuse_class(name: str, config: Mapping, what: str) -> None:
         raise ValueError(f"{what}: {found} has no field {left[0]!r}.")
 
 
+@cache
 def fields(name: object) -> dict:
     """Field -> default of one of diffusers' configurable classes, or nothing where it has no such class."""
     torchvision_importable()

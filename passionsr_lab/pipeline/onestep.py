@@ -18,9 +18,11 @@ from ..imaging.colour import fixed, require_fix
 from ..imaging.pictures import to_tensor, upsample
 from ..imaging.tiling import Tiling, cropped, enlarged, image_of, tensor_of
 from ..util.files import write_json, write_tensors
+from .configs import refuse_unsupported
 from .path import Segment, segments
 from .streaming import decoded
 
+DECIDING = ("unet", "vae", "scheduler", "timestep", "upscale")  # with the prompt's embedding: all but the weights
 CONFIG = "passionsr.json"
 EMBEDDING = "prompt_embedding.safetensors"
 FORMAT = 1  # of the folder that `save` writes
@@ -35,7 +37,7 @@ class OneStepSR(nn.Module):
     Args:
         unet: diffusers `UNet2DConditionModel` that predicts the noise.
         vae: diffusers `AutoencoderKL`.
-        scheduler: any diffusers scheduler; only `alphas_cumprod` is read.
+        scheduler: any diffusers scheduler with DDPM's noise levels; only `alphas_cumprod` is read.
         prompt_embedding: (1, T, D), the text condition used when no prompt branch is present (PassionSR-FP).
         timestep: the one step, 999 in OSEDiff.
         upscale: the factor between the input and the output image.
@@ -48,7 +50,9 @@ class OneStepSR(nn.Module):
         tile: edge of the tiles that "auto" takes, in latent pixels; a quantized pipeline has what it is calibrated on.
 
     Raises:
-        ValueError: `timestep` or `upscale` is none, or the schedule has no noise level in (0, 1] at `timestep`.
+        ValueError: `timestep` or `upscale` is none, the schedule has no noise level in (0, 1] at `timestep`, or the
+            parts' configurations say what the pipeline does not do (`configs.refuse_unknown`); also when one of these
+            is set later, and before a picture is restored.
 
     Example:
         >>> import torch, passionsr_lab as lab
@@ -59,13 +63,20 @@ class OneStepSR(nn.Module):
 
     def __init__(self, unet, vae, scheduler, prompt_embedding: Tensor, timestep=999, upscale=4, prompt=None, name=""):
         super().__init__()
-        require_settings(timestep, upscale, scheduler.alphas_cumprod)
-        self.unet, self.vae, self.scheduler, self.prompt = unet, vae, scheduler, prompt
-        self.timestep, self.upscale, self.name = timestep, upscale, name
+        self.name, self.prompt = name, prompt
+        self.unet, self.vae, self.scheduler, self.timestep, self.upscale = unet, vae, scheduler, timestep, upscale
         self.tile = 64
         self.sources: dict[str, str] = {}  # SHA-256 of the files it was made of, where they are not its own
         self.register_buffer("prompt_embedding", prompt_embedding.float())
         self.eval().requires_grad_(False)
+
+    def __setattr__(self, name: str, value) -> None:
+        """What decides the output is refused or honoured whenever it is set."""
+        if name in DECIDING:
+            there = vars(self) | self._modules | {name: value}
+            if all(key in there for key in DECIDING):
+                _require_supported(self.name, **{key: there[key] for key in DECIDING})
+        super().__setattr__(name, value)
 
     # -- the three steps ------------------------------------------------------------------------------------------
 
@@ -146,6 +157,7 @@ class OneStepSR(nn.Module):
         `keep` is how "adain", which must see the whole picture before it changes any of it, holds it meanwhile.
         """
         require_fix(colour)
+        _require_supported(self.name, **{key: getattr(self, key) for key in DECIDING})
         tiling = self._tiling(tiling, len(lr) * lr.shape[-2], lr.shape[-1])
         size = [n * self.upscale for n in lr.shape[-2:]]
         strips = ((strip.float() / 2 + 0.5).clamp(0, 1) for strip in cropped(decoded(self, lr, tiling), *size))
@@ -221,6 +233,12 @@ class OneStepSR(nn.Module):
             self.prompt.save(folder)
         write_json(folder / CONFIG, {"format": FORMAT, "timestep": self.timestep, "upscale": self.upscale})
         return folder
+
+
+def _require_supported(name: str, unet, vae, scheduler, timestep, upscale) -> None:
+    """`ValueError` for what the parts' configurations or the settings say and the pipeline does not do."""
+    refuse_unsupported(scheduler, vae, unet, name or "the model")
+    require_settings(timestep, upscale, scheduler.alphas_cumprod)
 
 
 def require_settings(timestep: int, upscale: int, alphas_cumprod: Tensor, where: str = "") -> None:

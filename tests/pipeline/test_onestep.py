@@ -1,6 +1,8 @@
 """The one-step pipeline: Eq. 9, exactly x4 for every picture, in every type of weights, from several threads."""
 
+import copy
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 import passionsr_lab as lab
 from passionsr_lab.imaging.tiling import Tiling
 from passionsr_lab.pipeline import onestep
+from passionsr_lab.pipeline.identity import fingerprint
 from passionsr_lab.pipeline.onestep import OneStepSR
 
 SHARED, TILED = Tiling(8, 2, shared=True), Tiling(8, 2)
@@ -60,7 +63,8 @@ def test_a_step_that_makes_no_sense_is_refused(pipe):
         with refused("upscale is a whole number from 1 to 16"):
             OneStepSR(*parts, 999, upscale)
     for level in (0.0, torch.nan, 1.5):
-        schedule = type("Schedule", (), {"alphas_cumprod": torch.full((1000,), level)})
+        schedule = copy.deepcopy(pipe.scheduler)
+        schedule.alphas_cumprod = torch.full((1000,), level)
         with refused("alphas_cumprod", "Eq. 9"):
             OneStepSR(*parts[:2], schedule, parts[3])
 
@@ -118,6 +122,75 @@ def test_an_output_that_cannot_be_held_is_refused_before_the_work(pipe, monkeypa
     for call in (lambda: pipe(torch.rand(3, 8, 9)), lambda: pipe(torch.rand(9, 3, 2, 4)), lambda: pipe(picture(8, 9))):
         with refused("1,152 pixels, more than 1,000"):
             call()
+
+
+# -- what is set in code is honoured or refused, as in a folder --------------------------------------------------------
+
+
+def parts(pipe, **others):
+    """The pieces of a pipeline, some replaced, as its constructor takes them."""
+    own = {key: getattr(pipe, key) for key in ("unet", "vae", "scheduler", "prompt_embedding", "timestep", "upscale")}
+    return own | others
+
+
+def other_schedulers():
+    import diffusers
+
+    ddpm = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    yield diffusers.DDPMScheduler(**ddpm, prediction_type="v_prediction"), "prediction_type"
+    yield diffusers.DDIMScheduler(**ddpm, prediction_type="sample"), "prediction_type"
+    yield diffusers.DDPMScheduler(**ddpm, rescale_betas_zero_snr=True), "rescale_betas_zero_snr"
+    yield diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler"
+    yield types.SimpleNamespace(alphas_cumprod=torch.linspace(0.9, 0.1, 1000)), "SimpleNamespace"
+
+
+@pytest.mark.parametrize("scheduler, message", list(other_schedulers()), ids=lambda x: x if isinstance(x, str) else "")
+def test_a_scheduler_that_means_something_else_is_refused_however_it_comes(make_pipe, pipe, scheduler, message):
+    with refused(message):
+        OneStepSR(**parts(pipe, scheduler=scheduler))
+    own, x = make_pipe(), torch.rand(3, 5, 6)
+    before, expected = fingerprint(own), own(x)
+    with refused(message):
+        own.scheduler = scheduler
+    assert fingerprint(own) == before and torch.equal(own(x), expected), "what was there stays"
+
+
+def test_a_part_whose_configuration_is_changed_in_place_is_refused_when_a_picture_comes(make_pipe):
+    for part, field, value in (
+        ("vae", "shift_factor", 0.1), ("scheduler", "prediction_type", "v_prediction"),
+        ("unet", "class_embed_type", "timestep"),
+    ):  # fmt: skip
+        pipe = make_pipe()
+        getattr(pipe, part).register_to_config(**{field: value})
+        with refused(f"small, {part} configuration: {field}"):
+            pipe(torch.rand(3, 5, 6))
+        with refused(f"{part} configuration: {field}"):
+            OneStepSR(**parts(pipe))
+
+
+def test_what_is_set_later_is_honoured_in_output_and_fingerprint_or_refused(make_pipe):
+    from diffusers import DDIMScheduler
+
+    x, other = torch.rand(3, 5, 6), DDIMScheduler(beta_start=0.001, beta_end=0.02, beta_schedule="linear")
+    seen = {fingerprint(make_pipe()): make_pipe()(x)}
+    for name, value in (("timestep", 500), ("scheduler", other), ("upscale", 2), ("vae", make_pipe(seed=1).vae)):
+        pipe = make_pipe()
+        setattr(pipe, name, value)
+        fresh = OneStepSR(**parts(make_pipe(), **{name: value}))
+        out = pipe(x)
+        assert torch.equal(out, fresh(x)) and fingerprint(pipe) == fingerprint(fresh)
+        assert not any(out.shape == y.shape and torch.equal(out, y) for y in seen.values())
+        assert fingerprint(pipe) not in seen
+        seen[fingerprint(pipe)] = out
+    for name, value in (
+        ("timestep", 1000),
+        ("timestep", 999.7),
+        ("timestep", True),
+        ("timestep", None),
+        ("upscale", 0),
+    ):
+        with refused(name):
+            setattr(pipe, name, value)
 
 
 # -- types of weights, NaN, threads, compilers ------------------------------------------------------------------------
