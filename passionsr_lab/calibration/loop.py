@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ..imaging.pairs import Pair
-from ..imaging.pictures import to_tensor
 from ..quantization.layer import mode
 from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
 from ..quantization.ranges import Range
@@ -24,6 +23,7 @@ from ..util.cost import Meter
 from ..util.names import MODULES
 from . import checkpoint
 from .activations import Activations
+from .checks import checked
 from .method import Method, Stage
 from .state import load_state, state
 from .task import Task, expanded, task
@@ -48,7 +48,8 @@ class Calibration:
         lean: saves memory for full-size models (see `Activations`); the numbers are the same.
 
     Raises:
-        ValueError: no pairs, or numbers that make no sense.
+        ValueError: no pairs, an image alone or swapped with its original, a pipeline that is not quantized or in
+            float64, or numbers that make no sense.
     """
 
     def __init__(
@@ -62,22 +63,10 @@ class Calibration:
         rates: dict[str, float] | None = None,
         lean: bool = False,
     ):
-        if not isinstance(q, QuantizedSR):
-            raise ValueError("Only a quantized pipeline can be calibrated; quantize this one first (lab.quantize).")
-        if not isinstance(method, Method):
-            raise ValueError(f"Calibration takes a Method, not {method!r}; lab.METHODS has them by name.")
-        if not len(pairs):
-            raise ValueError("Calibration needs at least one pair of images.")
-        if epochs < 1 or batch < 1:
-            raise ValueError(f"epochs and batch are at least 1, not {epochs} and {batch}.")
-        unknown = (rates or {}).keys() - method.rates.keys()
-        if unknown:
-            raise ValueError(
-                f"{method.label} trains nothing tagged {min(unknown)!r}; it has {', '.join(method.rates)}."
-            )
+        pairs = checked(q, pairs, method, epochs, batch, seed, rates)
         self.q, self.method, self.rates = q, method, {**method.rates, **(rates or {})}
         self.epochs, self.batch, self.seed = epochs, batch, seed
-        self.images = [to_tensor(pair[-2])[None] for pair in pairs]
+        self.images = [pair.lr[None] for pair in pairs]
         self.data = Activations(q, self.images, lean)
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
         self.stage, self.step, self.first = 0, 0, math.nan

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..calibration.checkpoint import resume
 from ..calibration.loop import Calibration
 from ..calibration.method import Method
-from ..imaging.pairs import Pair
+from ..imaging.pairs import Pair, bundled, checked_pairs
 from ..methods import DEFAULT, find
 from ..pipeline.identity import fingerprint
 from ..pipeline.onestep import OneStepSR
@@ -62,11 +62,9 @@ def calibrated(
     """
     from filelock import FileLock
 
-    from ..imaging.pairs import bundled
-
     recipe = recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
     method = find(method)
-    pairs = bundled("calibration", 16, 64, seed) if pairs is None else pairs
+    pairs = bundled("calibration", 16, 64, seed) if pairs is None else checked_pairs(pairs, pipe.upscale)
     content = calibration_key(fingerprint(pipe.prune()), recipe, method, pairs, epochs, batch, seed, rates)
     folder = Path(store or root()) / "models" / key_of(content)
     folder.mkdir(parents=True, exist_ok=True)

@@ -274,8 +274,8 @@ def test_a_calibrated_model_takes_other_sizes_and_leaves_modes_as_they_were(pipe
 
 def test_impossible_requests_are_refused_in_one_sentence(pipe, pairs, begin):
     for options, words in (
-        ({"method": "magic"}, "method is one of maxmin"), ({"pairs": []}, "at least one pair"),
-        ({"epochs": 0}, "at least 1, not 0 and 2"), ({"batch": 0}, "at least 1, not 1 and 0"),
+        ({"method": "magic"}, "method is one of maxmin"), ({"pairs": []}, "at least one (lr, hr)"),
+        ({"epochs": 0}, "epochs is a whole number from 1 on"), ({"batch": 0}, "batch is a whole number from 1 on"),
         ({"rates": {"steps": 1.0}}, "trains nothing tagged 'steps'"), ({"q": pipe}, "quantize this one first"),
     ):  # fmt: skip
         with refused(words):
