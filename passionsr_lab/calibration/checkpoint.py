@@ -10,6 +10,7 @@ import torch
 
 from ..pipeline.identity import fingerprint
 from ..quantization.place import unquantize
+from ..util.checkpoint import require_intact
 from ..util.files import write_checkpoint
 from .state import load_state, slot_tensors, state
 
@@ -36,6 +37,7 @@ def save(run: Calibration, path: str | Path) -> None:
 def resume(run: Calibration, path: str | Path) -> None:
     """Goes on where `save` was called; `ValueError` if the file is damaged or belongs to another calibration."""
     try:
+        require_intact(Path(path))
         content = torch.load(path, weights_only=True, map_location=run.data.device)
     except Exception as error:
         raise ValueError(f"{path} is not a calibration state that can be read; delete it to start anew.") from error

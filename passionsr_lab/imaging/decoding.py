@@ -50,6 +50,13 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path} cannot be read as an image ({reason}); replace or remove it.") from None
 
 
+def require_intact(path: str | Path) -> None:
+    """`ValueError` for a PNG whose checksums tell that it is damaged: Pillow decodes it all the same."""
+    with opened(path) as image:
+        if image.format == "PNG":
+            image.verify()
+
+
 def require_size(width: int, height: int) -> None:
     """`ValueError` for more than `MAX_PIXELS` pixels."""
     if width * height > MAX_PIXELS:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..util.files import replacing
-from .decoding import SUFFIXES, grey, opened, require_size, upright
+from .decoding import SUFFIXES, grey, opened, require_intact, require_size, upright
 
 UPSCALE = 4
 QUALITY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}  # of the formats that lose something
@@ -67,6 +67,7 @@ def to_image(x: Tensor) -> Image.Image:
 
 def read_image(path: str | Path) -> Tensor:
     """A picture file as (3, H, W) in [0, 1]; `ValueError` in one sentence that names it for all that is refused."""
+    require_intact(path)
     with opened(path) as image:
         return to_tensor(image)
 

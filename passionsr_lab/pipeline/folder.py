@@ -12,7 +12,7 @@ from ..util.compat import torchvision_importable
 from ..util.files import read_json
 from .configs import refuse_unknown
 from .onestep import CONFIG, EMBEDDING, FORMAT, OneStepSR, require_settings
-from .reading import network, owned
+from .reading import network, owned, silent
 
 CONFIGS = ("scheduler/scheduler_config.json", "vae/config.json", "unet/config.json")
 
@@ -45,7 +45,8 @@ def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     timestep, upscale = _settings(folder / CONFIG)
     refuse_unknown(*(read_json(_existing(folder / file)) for file in CONFIGS), folder)
     try:
-        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
+        with silent():  # of fields that other samplers have
+            scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
         require_settings(timestep, upscale, scheduler.alphas_cumprod, f"{folder / CONFIG}: ")
         unet = network(UNet2DConditionModel, folder / "unet")
         vae = network(AutoencoderKL, folder / "vae")

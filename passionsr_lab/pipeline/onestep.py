@@ -20,6 +20,7 @@ from ..imaging.tiling import Tiling, cropped, enlarged, image_of, tensor_of
 from ..util.files import write_json, write_tensors
 from .configs import refuse_unsupported
 from .path import Segment, segments
+from .reading import write_network
 from .streaming import decoded
 
 DECIDING = ("unet", "vae", "scheduler", "timestep", "upscale")  # with the prompt's embedding: all but the weights
@@ -227,7 +228,9 @@ class OneStepSR(nn.Module):
         for name in ("unet", "vae", "scheduler"):
             saved = getattr(self, name)
             saved.register_to_config(_name_or_path="")  # not the folder that it was loaded from
-            saved.save_pretrained(folder / name)
+            saved.save_config(folder / name)
+        for name in ("unet", "vae"):
+            write_network(getattr(self, name), folder / name)
         write_tensors(folder / EMBEDDING, {"prompt_embedding": self.prompt_embedding})
         if self.prompt is not None:
             self.prompt.save(folder)

@@ -1,13 +1,17 @@
-"""Networks out of files, strictly: every weight is there, none is left over, all are finite numbers."""
+"""Networks out of files, strictly: every weight is there, none is left over, all are finite numbers; and into files."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ..util.checkpoint import require_intact
+from ..util.files import write_tensors
 from .configs import refuse_non_finite
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files
@@ -15,9 +19,9 @@ STEM = "diffusion_pytorch_model"  # of diffusers' weight files
 
 def network(kind: type, folder: Path) -> nn.Module:
     """A diffusers model in float32; a weight that is missing would be random, one too many lost: both are errors."""
-    found, report = kind.from_pretrained(
-        folder, torch_dtype=torch.float32, variant=variant(folder, STEM), output_loading_info=True
-    )
+    options = {"torch_dtype": torch.float32, "variant": variant(folder, STEM), "output_loading_info": True}
+    with silent():
+        found, report = kind.from_pretrained(folder, **options)
     if report["missing_keys"]:
         raise ValueError(f"{folder} has no weights for {min(report['missing_keys'])}.")
     if report["unexpected_keys"]:
@@ -26,7 +30,36 @@ def network(kind: type, folder: Path) -> nn.Module:
         )
     files = weight_files(folder, STEM)
     refuse_non_finite(found, files[0][1] if len(files) == 1 else folder)
+    for _, file in files:
+        _require_intact(file)
     return found
+
+
+def write_network(network: nn.Module, folder: Path) -> None:
+    """Writes the weights of a diffusers model, compiled or not, as one file; what an older model left is removed."""
+    write_tensors(folder / f"{STEM}.safetensors", getattr(network, "_orig_mod", network).state_dict())
+    for stale in (*folder.glob(f"{STEM}*-of-*"), *folder.glob(f"{STEM}*.index*.json")):
+        stale.unlink()
+
+
+def _require_intact(file: Path) -> None:
+    try:
+        require_intact(file)
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}.") from None
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Within the block diffusers logs errors only: what it warns of at length is refused here in one sentence."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def weight_files(folder: Path, stem: str) -> list[tuple[str | None, Path]]:

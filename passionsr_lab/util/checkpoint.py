@@ -7,12 +7,15 @@ import re
 import warnings
 from pathlib import Path
 from typing import Iterable, Mapping
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .files import DIGEST
+from .hashing import tensors_digest
 
 
 class _Inert:
@@ -30,14 +33,31 @@ def read(path: str | Path) -> dict:
         raise ValueError(f"There is no file {path}.")
     _refuse_text(path)
     try:
+        require_intact(path)
         return load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it holds code ({found[1]}), not only weights" if found else "it is no checkpoint of plain weights"
         raise ValueError(f"{path} was refused, and nothing in it was run: {what}.") from None
-    except (SafetensorError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+    except (SafetensorError, BadZipFile, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
         reason = (str(error).splitlines() or ["it ends too early"])[0].partition(". ")[0]
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}).") from None
+
+
+def require_intact(path: Path) -> None:
+    """`ValueError` for a file whose content is not what its own checksums say; one without any is believed.
+
+    torch's files have them, safetensors only where this library wrote them (`files.write_tensors`).
+    """
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            kept = (file.metadata() or {}).get(DIGEST)
+            names = sorted(file.keys())
+            whole = kept is None or kept == tensors_digest((name, file.get_tensor(name)) for name in names)
+    else:
+        whole = not is_zipfile(path) or ZipFile(path).testzip() is None
+    if not whole:
+        raise ValueError("its values are not those that were written; copy it again")
 
 
 def _unpickle(path: Path) -> dict:

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Iterator
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
+
+from .hashing import tensors_digest
+
+DIGEST = "digest"  # in the metadata of our safetensors: by it a file shows that it is as it was written
 
 
 @contextmanager
@@ -74,11 +78,14 @@ def write_json(path: str | Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors as safetensors."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+def write_tensors(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors as safetensors, with their digest, which `checkpoint.require_intact` compares.
+
+    It is the only entry of the metadata: safetensors writes several in any order, and equal tensors are equal files.
+    """
+    plain = {name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(plain, metadata))
+        save_file(plain, temporary, {DIGEST: tensors_digest(plain.items())})
 
 
 def write_checkpoint(path: str | Path, state: dict) -> None:

@@ -1,10 +1,14 @@
-"""SHA-256 of files, computed once per process."""
+"""SHA-256 of files, computed once per process, and of tensors."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 
 def sha256(path: str | Path) -> str:
@@ -18,3 +22,12 @@ def sha256(path: str | Path) -> str:
 def _sha256(path: Path, size: int, time: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of names, types, shapes and values, in the order given; one tensor is looked at after the other."""
+    digest = hashlib.sha256()
+    for name, tensor in named:
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
