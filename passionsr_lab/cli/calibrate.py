@@ -40,6 +40,7 @@ def calibrate(model, recipe, method, method_options, modules, images, out, pairs
     from ..imaging.pairs import chosen_pairs
     from ..quantization.place import quantize
     from ..store.folder import load, save
+    from ..util.files import claimed
 
     start = time.perf_counter()
     if modules:
@@ -47,9 +48,10 @@ def calibrate(model, recipe, method, method_options, modules, images, out, pairs
     chosen = chosen_pairs(images, pairs, size, options["seed"])
     quantized = quantize(load(model).to(device), recipe)
     work = Calibration(quantized, chosen, find(method).with_options(**method_options or {}), **options)
-    _run(work, out / "unfinished.pt", f"{method} {recipe.name}")
-    save(quantized, out)
-    (out / "unfinished.pt").unlink(missing_ok=True)
+    with claimed(out):
+        _run(work, out / "unfinished.pt", f"{method} {recipe.name}")
+        save(quantized, out)
+        (out / "unfinished.pt").unlink(missing_ok=True)
     stages = [{"module": r["module"], "stage": r["stage"], "first": r["first"], "last": r["loss"]} for r in work.ends]
     return Told({
         "model": quantized.name, "label": quantized.label, "recipe": recipe.name, "method": method,

@@ -19,7 +19,7 @@ from .options import COUNT, FILE, JOBS, MODEL, NAMES, STORE, workers
 def compare(model, recipes, methods, seeds, epochs, store, jobs, csv) -> Told:
     """A stopped comparison goes on where it was."""
     from ..evaluation.sweep import grid, summary, sweep
-    from ..util.files import replacing
+    from ..evaluation.tables import write_csv
 
     work = grid(model=[model], recipe=recipes, method=methods, seed=range(seeds), epochs=[epochs])
     bar = iter(progress(range(len(work)), len(work), "runs"))
@@ -28,7 +28,6 @@ def compare(model, recipes, methods, seeds, epochs, store, jobs, csv) -> Told:
     table = summary(frame)
     if csv:
         for file, content in ((csv, table), (csv.with_name(f"{csv.stem}_runs.csv"), frame)):
-            with replacing(file) as temporary:
-                content.to_csv(temporary, index=False)
+            write_csv(content, file)
     text = table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
     return Told({"runs": frame.to_dict("records")}, text=text)

@@ -21,7 +21,9 @@ from .options import FOLDER, PATH
 def convert(files, source, model, out, recipe, numerics) -> Told:
     """FILES are a UNet file, a VAE file or both; with --from lab one folder."""
     from ..store.convert import export_folder, import_files
+    from ..util.files import claimed
 
-    if source == "official":
-        return Told(import_files(files, model, out, recipe, numerics))
-    return Told(export_folder(files, model, out))
+    with claimed(out):
+        if source == "official":
+            return Told(import_files(files, model, out, recipe, numerics))
+        return Told(export_folder(files, model, out))

@@ -17,10 +17,10 @@ def measure(images, references, protocol, metrics, csv) -> Told:
     """A metric whose weights are not here has an empty column that says so."""
     from ..evaluation.scores import measure as scores
     from ..evaluation.scores import summary, versions
-    from ..evaluation.tables import plain, to_csv
+    from ..evaluation.tables import plain, write_csv
 
     frame = scores(images, references, metrics, protocol)
     if csv:
-        to_csv(frame, csv.stem, csv.parent)
+        write_csv(frame, csv)
     count = int(frame.name[frame.name != "all"].nunique())
     return Told({"images": count, "scores": plain(summary(frame)), "versions": versions(protocol, metrics)})

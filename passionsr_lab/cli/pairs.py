@@ -16,7 +16,9 @@ from .options import COUNT, FOLDER, NATURAL, PATH, SIZE
 def pairs(images, out, **settings) -> Told:
     """Pair i depends on the photographs, the seed and i alone, so a larger count adds to a smaller one."""
     from ..imaging.calibration_set import calibration_set
+    from ..util.files import claimed
 
-    written = list(progress(calibration_set(images, out, **settings), settings["count"], "pairs"))
+    with claimed(out):
+        written = list(progress(calibration_set(images, out, **settings), settings["count"], "pairs"))
     keys = ("count", "size", "seed", "degradation")
     return Told({"pairs": len(written), "out": str(out)} | {key: settings[key] for key in keys})

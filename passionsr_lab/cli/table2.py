@@ -31,11 +31,12 @@ def table2(out, resume, store, jobs, **options) -> Told:
     """A table that was stopped goes on; what is in the store is taken from there."""
     from ..evaluation.table2 import Plan, run
     from ..evaluation.tables import plain, read
+    from ..util.files import claimed
 
     plan = Plan(**{key: value for key, value in options.items() if value is not None})
     total, result = len(plan.pipelines) * len(plan.datasets), {}
     bar = iter(progress(range(total), total, "cells"))
-    with workers(jobs) as executor:
+    with claimed(out), workers(jobs) as executor:
         for record in run(plan, out, store, executor):
             if record["event"] == "cell":
                 next(bar, None)

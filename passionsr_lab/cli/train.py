@@ -1,6 +1,7 @@
 """`train`: the embedded model, anew or further."""
 
 import time
+from pathlib import Path
 
 import click
 
@@ -20,8 +21,17 @@ SAVE_EVERY = 180  # seconds between two states that a run keeps
 def train(images, out, seed, start, skip, minutes) -> Told:
     """The state is saved every three minutes."""
     from ..tools.train import PHASES, Training
+    from ..util.files import claimed
 
     work, state = Training(images, seed, PHASES[skip:], start), out / "training.pt"
+    with claimed(out):
+        _train(work, state, minutes)
+        work.averaged().half().save(out)  # float16 on disk; it is loaded as float32
+    return Told({"step": work.step, "of": work.total, "seed": seed, "out": str(out)} | work.validate())
+
+
+def _train(work, state: Path, minutes: float | None) -> None:
+    """Trains to the end, or until so many minutes are over, and keeps the state."""
     began = saved = time.monotonic()
     if state.exists():
         work.resume(state)
@@ -33,5 +43,3 @@ def train(images, out, seed, start, skip, minutes) -> Told:
             saved = time.monotonic()
         if over:
             break
-    work.averaged().half().save(out)  # float16 on disk; it is loaded as float32
-    return Told({"step": work.step, "of": work.total, "seed": seed, "out": str(out)} | work.validate())

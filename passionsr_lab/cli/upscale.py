@@ -8,8 +8,6 @@ from .common import Told, command, note, progress
 from .options import CONFIG_FILE, MODEL, NATURAL, PATH, RECIPE
 from .terminal import complain
 
-QUALITY = {suffix: {"quality": 95} for suffix in (".jpg", ".jpeg", ".webp")}
-
 
 @command(
     "upscale photo.png photo_x4.png",
@@ -52,7 +50,7 @@ def upscale(source, output, model, quantized, tile, overlap, colour, released, r
 
 def _targets(source: Path, output: Path) -> dict[Path, Path]:
     """What is written for which picture; `ValueError` for what can be known before a model is loaded."""
-    from ..imaging.pictures import SUFFIXES, image_files
+    from ..imaging.pictures import image_files, left_out, writable_format
 
     if source.resolve() == output.resolve():
         raise ValueError(f"The output would overwrite the input {source}; give another path.")
@@ -60,15 +58,12 @@ def _targets(source: Path, output: Path) -> dict[Path, Path]:
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is no folder, but the pictures of {source} go into one.")
         files = image_files(source)
-        if left := sorted({p.name for p in source.iterdir()} - {p.name for p in files}):
+        if left := left_out(source):
             note(f"left out, as no pictures: {', '.join(left)}")
         return {file: output / file.name for file in files}
     if not source.exists():
         raise ValueError(f"There is no image at {source}.")
-    if output.exists() and not output.is_file():
-        raise ValueError(f"{output} is {'a folder' if output.is_dir() else 'no plain file'}; name a picture to write.")
-    if output.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{output} has an unknown file extension; a picture ends in {', '.join(sorted(SUFFIXES))}.")
+    writable_format(output)
     return {source: output}
 
 
@@ -95,10 +90,12 @@ def _tiling(tile: int | None, overlap: int | None, pipe):
 
 
 def _restore(pipe, file: Path, target: Path, tiling, colour: str):
-    from ..imaging.pictures import read_image
-    from ..util.files import replacing
+    from ..imaging.decoding import picture_size
+    from ..imaging.pictures import colour_profile, read_image, writable_format, write_image
 
+    height, width = picture_size(file)
+    writable_format(target, (width * pipe.upscale, height * pipe.upscale))
     image = pipe.picture(read_image(file), tiling, colour)
-    with replacing(target) as temporary:
-        image.save(temporary, **QUALITY.get(target.suffix.lower(), {}))
+    image.info["icc_profile"] = colour_profile(file)
+    write_image(image, target)
     return image

@@ -72,14 +72,21 @@ def read_image(path: str | Path) -> Tensor:
         return to_tensor(image)
 
 
+def colour_profile(path: str | Path) -> bytes | None:
+    """The ICC profile of a picture file, where `read_image` takes its numbers as they are: of RGB pictures."""
+    with opened(path) as image:
+        return image.info.get("icc_profile") if image.mode == "RGB" else None
+
+
 def write_image(image: Image.Image, path: str | Path) -> None:
-    """Writes a picture in the format of the path's suffix; the file is the old one or the new one, never half of it.
+    """Writes a picture, with its colour profile, in the format of the path's suffix; never half of a file.
 
     Raises `ValueError` as `writable_format` does, and `OSError` with the path where it cannot be written.
     """
     kind = writable_format(path, image.size)
+    profile = {"icc_profile": image.info["icc_profile"]} if image.info.get("icc_profile") else {}
     with replacing(path) as temporary:
-        image.save(temporary, kind, **QUALITY.get(kind, {}))
+        image.save(temporary, kind, **QUALITY.get(kind, {}), **profile)
 
 
 def writable_format(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
@@ -90,9 +97,9 @@ def writable_format(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
     path = Path(path)
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path} has no suffix of a picture ({', '.join(SUFFIXES)}); choose one of them.")
+        raise ValueError(f"{path} has an unknown file extension; a picture ends in {', '.join(SUFFIXES)}.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is there already and no file; choose another path for the picture.")
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; name a picture to write.")
     if max(size) > LARGEST.get(kind, max(size)):
         raise ValueError(f"{path}: a {size[0]}x{size[1]} picture is too large for {path.suffix}; write a .png.")
     return kind
