@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export PYTHONWARNINGS = ignore::DeprecationWarning
+# Numbers depend on it in their last bits; and tensors are so small that a second thread mostly waits.
+export OMP_NUM_THREADS = 1
 export PASSIONSR_STORE = $(CURDIR)/build/store
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
@@ -25,13 +27,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Tests and notebooks run in two processes of one thread each: tensors are so small that a second thread mostly waits.
+# Tests and notebooks run in two processes of one thread each.
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --doctest-modules passionsr_lab
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -n 2 --doctest-modules passionsr_lab
 
 notebooks: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
+	$(BIN)/python -m pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
 	$(BIN)/python -m passionsr_lab.tools.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)

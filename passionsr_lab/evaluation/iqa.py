@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import threading
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from ..util import hashing
 from ..util.compat import clip_importable, torchvision_importable
 from ..util.network import unreachable
 from .protocols import FOLDERS, HUB, VIT, VIT_FILE, Metric, chosen
+
+_quieting = threading.RLock()
 
 
 @functools.cache
@@ -139,8 +142,8 @@ def hub_offline() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without pyiqa's prints and its libraries' warnings."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    """Without pyiqa's prints and its libraries' warnings; one thread at a time, for both belong to the process."""
+    with _quieting, warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..methods import DEFAULT, find
 from ..quantization.recipe import Recipe
 from ..quantization.recipe import recipe as recipe_named
-from ..store.keys import calibration_key, pairs_digest, versions
+from ..store.keys import arithmetic, calibration_key, pairs_digest, versions
 from ..store.models import calibrated
 from ..store.results import kept
 
@@ -41,14 +41,15 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
     """Quantizes, calibrates and measures once, or takes it from the store; the configuration with its results.
 
     Results: psnr_y and ssim_y (against HR), psnr_fp (dB, against the full-precision output), those of full precision;
-    seconds, cpu_seconds and peak_bytes of the whole calibration; versions.
+    seconds, cpu_seconds and peak_bytes of the whole calibration; versions, and the number of threads, by which the last
+    bits differ.
     """
     from ..imaging.pairs import bundled
     from ..pipeline.identity import fingerprint
     from ..store.folder import load
 
     c = DEFAULTS | configuration
-    recipe = c["recipe"] if isinstance(c["recipe"], Recipe) else recipe_named(c["recipe"])
+    recipe = _recipe(c["recipe"])
     pipe, method = load(c["model"]), find(c["method"])
     pairs = bundled("calibration", c["pairs"], c["size"], c["seed"])
     tests = bundled("test", c["test_pairs"], c["test_size"], 0)
@@ -60,7 +61,11 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
         return measured(pipe, q, tests) | q.history["cost"]
 
     result = kept(content | {"tests": pairs_digest(tests), "of": "sweep"}, make, store)
-    return c | {"recipe": recipe.name, "method": method.name} | result | versions()
+    return c | {"recipe": recipe.name, "method": method.name} | result | versions() | arithmetic()
+
+
+def _recipe(recipe: Recipe | str) -> Recipe:
+    return recipe if isinstance(recipe, Recipe) else recipe_named(recipe)
 
 
 def measured(pipe, q, tests) -> dict:
@@ -93,6 +98,7 @@ def sweep(
         work: the function of one run.
 
     Raises:
+        ValueError: a method or a recipe that does not exist, before the first run.
         RuntimeError: some runs failed; the others were finished and kept first.
     """
     import pandas as pd
@@ -102,6 +108,8 @@ def sweep(
         for row in configurations.to_dict("records")
     ]
     rows = [row | {"method": find(row["method"])} for row in rows]
+    for row in rows:
+        _recipe(row["recipe"])
     results, failed = {}, []
     for i, result in _results(rows, store, executor, work):
         if isinstance(result, Exception):

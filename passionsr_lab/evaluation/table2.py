@@ -20,7 +20,7 @@ from ..pipeline.identity import fingerprint
 from ..pipeline.onestep import OneStepSR
 from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
-from ..store.keys import calibration_key, versions
+from ..store.keys import arithmetic, calibration_key, versions
 from ..store.models import calibrated
 from ..store.results import kept
 from ..util.files import write_json
@@ -112,9 +112,8 @@ def run(
     for bits, method in plan.pipelines:
         model = _Model(plan, bits, method, store)
         for dataset in sets:
-            rows = kept(
-                model.key | {"set": dataset.digest(), "of": "table2"} | _scoring(plan), model.scores(dataset), store
-            )
+            asked = model.key | {"set": dataset.digest(), "of": "table2", "device": plan.device} | _scoring(plan)
+            rows = kept(asked, model.scores(dataset), store)
             place = {
                 "dataset": dataset.name,
                 "bits": bits,
@@ -235,7 +234,7 @@ def write(plan: Plan, out: str | Path, frame: DataFrame) -> dict:
     ]
     paths.append(_latex(table, plan, out, source))
     present = {name: mark for name, mark in told["weights"].items() if mark != "absent"}
-    write_json(out / "table2_versions.json", told | {"weights": present} | versions())
+    write_json(out / "table2_versions.json", told | {"weights": present} | versions() | arithmetic())
     return {"paths": [str(path) for path in paths], "notes": sorted(set(means.note) - {""})}
 
 

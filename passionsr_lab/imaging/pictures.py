@@ -96,10 +96,10 @@ def writable_format(path: str | Path, size: tuple[int, int] = (1, 1)) -> str:
     """
     path = Path(path)
     kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{path} has an unknown file extension; a picture ends in {', '.join(SUFFIXES)}.")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no plain file'}; name a picture to write.")
+    if kind is None:
+        raise ValueError(f"{path} has an unknown file extension; a picture ends in {', '.join(SUFFIXES)}.")
     if max(size) > LARGEST.get(kind, max(size)):
         raise ValueError(f"{path}: a {size[0]}x{size[1]} picture is too large for {path.suffix}; write a .png.")
     return kind

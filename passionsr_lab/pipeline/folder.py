@@ -113,4 +113,5 @@ def _locate(folder_or_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(folder_or_id)))
     except Exception as error:
-        raise ValueError(f"{folder_or_id} is neither a folder nor a model the hub can give now: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{folder_or_id} is neither a folder nor a model the hub can give now: {reason}") from error

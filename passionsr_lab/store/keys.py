@@ -28,9 +28,17 @@ def root() -> Path:
 
 
 def key_of(content: dict) -> str:
-    """A short hash of plain values and of what always decides: library, versions, number of threads."""
-    whole = content | {"library": source_digest(), "threads": torch.get_num_threads()} | versions()
+    """A short hash of plain values and of what always decides: library, versions, threads and how torch computes."""
+    whole = content | {"library": source_digest()} | arithmetic() | versions()
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def arithmetic() -> dict:
+    """Settings of torch that decide the last bits: sums are split among threads, and instructions differ."""
+    return {
+        "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
+        "products": torch.get_float32_matmul_precision(), "default": str(torch.get_default_dtype()),
+    }  # fmt: skip
 
 
 def versions() -> dict:

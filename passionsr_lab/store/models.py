@@ -66,6 +66,7 @@ def calibrated(
     method = find(method)
     pairs = bundled("calibration", 16, 64, seed) if pairs is None else checked_pairs(pairs, pipe.upscale)
     content = calibration_key(fingerprint(pipe.prune()), recipe, method, pairs, epochs, batch, seed, rates)
+    content |= {"device": pipe.prompt_embedding.device.type}
     folder = Path(store or root()) / "models" / key_of(content)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
