@@ -223,8 +223,8 @@ fig
 
 # %% [markdown]
 # ## What this showed
-# Overlap ends seams; tiles that take the whole path are nearer to the picture without tiles than modules in tiles with norms of their own;
-# `adain` brings the mean colours back; and memory no longer follows the picture.
+# Overlap ends seams; tiles that take the whole path are nearer to the picture without tiles than modules that are each cut
+# into tiles with norms of their own; `adain` brings the mean colours back; and memory no longer follows the picture.
 
 # %%
 quarter = compared["whole tiles"]
