@@ -96,8 +96,27 @@ def progress(items: Iterable, total: int | None = None, what: str = "") -> Itera
     """The items, with a bar on standard error if that is a terminal, unless --quiet."""
     from tqdm import tqdm
 
-    hidden = _given("quiet") or sys.stderr is None or not sys.stderr.isatty()
-    return tqdm(items, total=total, desc=what, file=sys.stderr, disable=hidden, leave=False)
+    return tqdm(items, total=total, desc=what, file=sys.stderr, disable=_hidden(), leave=False)
+
+
+def counting(what: str) -> Callable[[int, int], None]:
+    """A function of (done, of) that moves such a bar below the others; it goes when all is done."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, file=sys.stderr, disable=_hidden(), leave=False)
+
+    def show(done: int, of: int) -> None:
+        bar.total = of
+        bar.update(done - bar.n)
+        if done >= of:
+            bar.close()
+
+    return show
+
+
+def _hidden() -> bool:
+    """Whether no progress is shown: with --quiet, or where standard error is no terminal."""
+    return _given("quiet") or sys.stderr is None or not sys.stderr.isatty()
 
 
 def _given(flag: str) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .common import Told, command, note, progress
+from .common import Told, command, counting, note, progress
 from .options import CONFIG_FILE, MODEL, NATURAL, PATH, RECIPE
 from .terminal import complain
 
@@ -95,7 +95,7 @@ def _restore(pipe, file: Path, target: Path, tiling, colour: str):
 
     height, width = picture_size(file)
     writable_format(target, (width * pipe.upscale, height * pipe.upscale))
-    image = pipe.picture(read_image(file), tiling, colour)
+    image = pipe.picture(read_image(file), tiling, colour, counting(f"rows of {file.name}"))
     image.info["icc_profile"] = colour_profile(file)
     write_image(image, target)
     return image

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..calibration.method import Method
 from ..official.corrections import CORRECTED, RELEASED
+from ..util.progress import follow
 from . import joint, lbq, let, maxmin, official, passionsr
 
 DEFAULT = passionsr.METHOD.name
@@ -42,14 +43,17 @@ def find(method: Method | str) -> Method:
     return found
 
 
-def calibrate(q, pairs, method: Method | str = DEFAULT, callback=None, **options):
+def calibrate(q, pairs, method: Method | str = DEFAULT, callback=None, quiet: bool = False, **options):
     """Calibrates a quantized pipeline in place, from the start; the records of the run as a DataFrame.
+
+    In a notebook or a terminal a line says meanwhile how far it is and how long the rest will take.
 
     Args:
         q: what `quantize` returned.
         pairs: `Pair`s or (lr, hr) tuples.
         method: a name out of `METHODS`, or a method.
         callback: called with every record as it comes.
+        quiet: show nothing.
         options: of `Calibration` (epochs, batch, seed, rates, lean).
 
     Example:
@@ -63,8 +67,8 @@ def calibrate(q, pairs, method: Method | str = DEFAULT, callback=None, **options
 
     from ..calibration.loop import Calibration
 
-    records = []
-    for record in Calibration(q, pairs, find(method), **options).run():
+    records, work = [], Calibration(q, pairs, find(method), **options)
+    for record in follow(work.run(), work.total, f"{work.method.label} {q.recipe.name}", quiet=quiet):
         records.append(record)
         if callback is not None:
             callback(record)

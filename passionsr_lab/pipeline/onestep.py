@@ -5,7 +5,7 @@ The pipeline is built from the diffusers classes as they are and knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
 
@@ -147,9 +147,24 @@ class OneStepSR(nn.Module):
         out = tensor_of(self.strips(batch, tiling, colour), (len(batch), 3, *self._output_size(batch)))
         return (out if lr.ndim == 4 else out[0]).to(image.device)
 
-    def picture(self, lr: Tensor, tiling: Tiling | str | None = "auto", colour: str = "nofix") -> Image.Image:
-        """LR (3, H, W) in [0, 1] -> an 8-bit PIL image; arguments and errors as for a call."""
-        return image_of(self.strips(lr[None], tiling, colour, torch.float16), *self._output_size(lr[None]))
+    def picture(
+        self, lr: Tensor, tiling: Tiling | str | None = "auto", colour: str = "nofix",
+        callback: Callable[[int, int], None] | None = None,
+    ) -> Image.Image:  # fmt: skip
+        """LR (3, H, W) in [0, 1] -> an 8-bit PIL image; arguments and errors as for a call.
+
+        `callback` is called after every strip with the rows that are done and their number in all.
+        """
+        height, width = self._output_size(lr[None])
+
+        def counted(done: int = 0) -> Iterator[Tensor]:
+            for strip in self.strips(lr[None], tiling, colour, torch.float16):
+                yield strip
+                done += strip.shape[-2]
+                if callback is not None:
+                    callback(done, height)
+
+        return image_of(counted(), height, width)
 
     @torch.no_grad()
     def strips(self, lr: Tensor, tiling="auto", colour="nofix", keep=torch.float32) -> Iterator[Tensor]:

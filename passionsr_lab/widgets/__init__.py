@@ -4,11 +4,11 @@ Every widget has a static twin, the plain function itself, so that a page withou
 """
 
 from ..pages.compare import Comparison
+from ..util.progress import follow
 from .bench import calibration_bench, calibration_figure, fidelity
 from .boundaries import boundary_explorer, boundary_figure
 from .layers import layer_explorer, layer_figure
 from .let import let_explorer, let_figure
-from .progress import follow
 
 __all__ = [
     "Comparison", "boundary_explorer", "boundary_figure", "calibration_bench", "calibration_figure", "fidelity",

@@ -21,9 +21,9 @@ from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import RECIPES
+from ..util.progress import spoken
 from .interrupt import interrupts
 from .picture import menu, png, slider
-from .progress import spoken
 
 _benches: weakref.WeakSet = weakref.WeakSet()  # a new one ends what the others run
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")

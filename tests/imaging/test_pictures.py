@@ -159,7 +159,12 @@ def test_every_suffix_that_is_listed_is_written_read_and_found_in_folders(tmp_pa
 def test_what_no_picture_can_be_written_to_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "folder.png").mkdir()
-    for name, words in (("x", "extension"), ("x.txt", "extension"), ("fifo.png", "no plain file"), ("folder.png", "a folder")):
+    for name, words in (
+        ("x", "extension"),
+        ("x.txt", "extension"),
+        ("fifo.png", "no plain file"),
+        ("folder.png", "a folder"),
+    ):
         with refused(tmp_path / name, words):
             write_image(picture(5), tmp_path / name)
     with refused("20000x1", "write a .png"):

@@ -9,7 +9,7 @@ import torch
 import passionsr_lab as lab
 from passionsr_lab import widgets
 from passionsr_lab.calibration.state import state
-from passionsr_lab.widgets import progress
+from passionsr_lab.util import progress
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-"""Progress of a long step in a notebook: one line of text that is replaced, no widget and no carriage returns."""
+"""Progress of a long step: one line that is replaced, in a notebook or on a terminal; nothing where neither is."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,8 +22,12 @@ def follow(
     every: float = 0.5,
     costs: Sequence[float] | None = None,
     knobs: str = "",
+    quiet: bool = False,
 ) -> Iterator[T]:
-    """Passes `items` on and shows how many have come and how long the rest may take; outside Jupyter it shows nothing.
+    """Passes `items` on and shows how many have come and how long the rest may take.
+
+    In Jupyter the line is a display without widget and carriage returns; else it is on standard error if that is a
+    terminal, and goes at the end.  Piped, and with `quiet`, nothing is shown.
 
     What would take more than two minutes says so as soon as the first items have been timed, and how to have it
     shorter.  When all have come the line holds the label and the count only, so that an executed notebook is the same
@@ -32,13 +39,15 @@ def follow(
         every: seconds between two changes of the line.
         costs: of every item, in any unit, where some take much longer than others.
         knobs: the names of those that make it shorter.
+        quiet: show nothing.
 
     Example:
         >>> list(follow("ab", 2, "letters"))
         ['a', 'b']
     """
     costs = [1.0] * total if costs is None else list(costs)
-    line, start, shown, count = _line(f"{label}: 0 of {total}, the first tells how long"), time.monotonic(), 0.0, 0
+    line = None if quiet else _line(f"{label}: 0 of {total}, the first tells how long")
+    start, shown, count = time.monotonic(), 0.0, 0
     for count, item in enumerate(items, 1):
         yield item
         seconds = time.monotonic() - start
@@ -70,14 +79,28 @@ def spoken(seconds: float) -> str:
 
 
 def _line(text: str):
-    """A display that can be replaced, or None outside Jupyter."""
-    try:
+    """A display that can be replaced, a line of a terminal, or None where there is neither."""
+    if "IPython" in sys.modules:
         from IPython import get_ipython
         from IPython.display import display
-    except ImportError:
-        return None
-    kernel = getattr(get_ipython(), "kernel", None)
-    return None if kernel is None else display(_html(text), raw=True, display_id=True)
+
+        if getattr(get_ipython(), "kernel", None) is not None:
+            return display(_html(text), raw=True, display_id=True)
+    return _Terminal(text) if sys.stderr is not None and sys.stderr.isatty() else None
+
+
+class _Terminal:
+    """The line at the cursor of standard error, with a display's `update`; what is done is wiped away."""
+
+    def __init__(self, text: str):
+        self.update({"text/plain": text})
+
+    def update(self, content: dict[str, str], raw: bool = True) -> None:
+        text = content["text/plain"]
+        shown = "" if text.endswith(", done") else text[: shutil.get_terminal_size().columns - 1]
+        with suppress(OSError):
+            sys.stderr.write(f"\r\x1b[K{shown}")
+            sys.stderr.flush()
 
 
 def _update(line, text: str) -> None:
