@@ -6,7 +6,7 @@ Only running sums are kept (`running.Accumulator`), O(layers x (channels + bins)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..pipeline.onestep import OneStepSR
 from ..quantization.attention import QuantAttention
 from ..quantization.layer import QuantLayer
+from ..util.hooks import hooks
 from ..util.names import MODULES
 from .running import Accumulator, Histogram
 
@@ -104,7 +105,8 @@ class Stats:
 def observing(pipe: OneStepSR) -> Iterator[Stats]:
     """Within the block every layer's input is recorded in a `Stats`; at its end, also after an error, no hook is left.
 
-    Works for full-precision and for quantized pipelines, in whatever mode their layers are; the outputs do not change.
+    Works for full-precision and for quantized pipelines, in whatever mode their layers are; the outputs do not change,
+    and calls from other threads are not recorded.
     Raises `FloatingPointError` naming the first layer that receives NaN or infinity.
 
     Example:
@@ -117,10 +119,10 @@ def observing(pipe: OneStepSR) -> Iterator[Stats]:
         'vae.encoder.conv_in'
     """
     stats = Stats()
-    with ExitStack() as hooks:
+    with hooks() as add:
         for site in sites(pipe):
-            for handle in _watch(stats, site):
-                hooks.callback(handle.remove)
+            for register, hook in _watch(stats, site):
+                add(register, hook)
         yield stats
 
 
@@ -138,7 +140,8 @@ def sites(pipe: OneStepSR) -> Iterator[Site]:
                     yield Site(segment.name, name, "attention", layer)
 
 
-def _watch(stats: Stats, site: Site) -> list:
+def _watch(stats: Stats, site: Site) -> list[tuple]:
+    """(how it is registered, hook) of everything that a site's rows need."""
     if site.kind == "attention":
         return [_watch_product(stats, site, key) for key in "qkv"]
     dim = 1 if site.kind == "Conv2d" else -1
@@ -149,10 +152,10 @@ def _watch(stats: Stats, site: Site) -> list:
             transform = layer.transform
             stats._add(site, args[0] if transform is None else transform(args[0], dim), dim, after=True)
 
-    return [site.layer.register_forward_pre_hook(hook)]
+    return [(site.layer.register_forward_pre_hook, hook)]
 
 
-def _watch_product(stats: Stats, site: Site, key: str):
+def _watch_product(stats: Stats, site: Site, key: str) -> tuple:
     """q, k and v are what the three projections give out."""
     own = site._replace(name=f"{site.name}.{key}")
 
@@ -162,7 +165,7 @@ def _watch_product(stats: Stats, site: Site, key: str):
         if isinstance(processor, QuantAttention):
             stats._add(own, output * processor.factor(key), -1, after=True)
 
-    return getattr(site.layer, f"to_{key}").register_forward_hook(hook)
+    return getattr(site.layer, f"to_{key}").register_forward_hook, hook
 
 
 def layer_input(pipe: OneStepSR, layer: str, image) -> Tensor:
@@ -180,11 +183,9 @@ def layer_input(pipe: OneStepSR, layer: str, image) -> Tensor:
     if found is None:
         raise ValueError(f"The pipeline has no Linear or Conv2d named {layer!r}.")
     seen = []
-    handle = found.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
-    try:
+    with hooks() as add:
+        add(found.register_forward_pre_hook, lambda _, args: seen.append(args[0].detach().clone()))
         pipe(image)
-    finally:
-        handle.remove()
     return seen[-1]
 
 

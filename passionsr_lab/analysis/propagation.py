@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from ..imaging.pictures import to_tensor
 from ..quantization.attention import QuantAttention
 from ..quantization.layer import Quantized, QuantLayer, mode
 from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
+from ..util.hooks import hooks
 from ..util.names import MODULES
 
 
@@ -53,19 +53,20 @@ def propagation(q: QuantizedSR, images: Sequence[Image.Image | Tensor]):
     if len(images) == 0:
         raise ValueError("Error propagation needs at least one image.")
     sums: dict[str, np.ndarray] = {}  # in order of the first call: energies of signal, local and accumulated noise
-    with mode(q, "float"), ExitStack() as hooks:
-        for handle in _hooks(q, sums):
-            hooks.callback(handle.remove)
+    with mode(q, "float"), hooks() as add:
+        for register, hook in _hooks(q, sums):
+            add(register, hook)
         for image in images:
             x = q.prepare(to_tensor(image)[None].to(q.prompt_embedding.device))
             q.restore(torch.cat([x, x]))
     return _frame(q, sums)
 
 
-def _hooks(q: QuantizedSR, sums: dict[str, np.ndarray]) -> Iterator:
+def _hooks(q: QuantizedSR, sums: dict[str, np.ndarray]) -> Iterator[tuple]:
+    """(how it is registered, hook), in the order in which they are to act."""
     for layer in quantized_layers(q).values():
         if isinstance(layer, QuantLayer):
-            yield layer.register_forward_hook(_layer_hook(sums))
+            yield layer.register_forward_hook, _layer_hook(sums)
     for name, layer in quantized_layers(q).items():  # after the layers' own hooks, to see what those return
         if isinstance(layer, QuantAttention):
             yield from _attention_hooks(q.get_submodule(name), sums)
@@ -91,8 +92,8 @@ def _attention_hooks(attention: nn.Module, sums: dict[str, np.ndarray]) -> Itera
         return _split(processor, args[0], quantized, sums), *args[1:]
 
     for key in "qkv":
-        yield getattr(attention, f"to_{key}").register_forward_hook(catch(key))
-    yield attention.to_out[0].register_forward_pre_hook(hook)
+        yield getattr(attention, f"to_{key}").register_forward_hook, catch(key)
+    yield attention.to_out[0].register_forward_pre_hook, hook
 
 
 def _quantized(layer: Quantized, function, *args) -> Tensor:

@@ -8,15 +8,15 @@ the picture.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
+from ..util.hooks import registering
+
 _active: ContextVar[SharedNorms | None] = ContextVar("shared_norms", default=None)
-_hooking = threading.Lock()  # torch numbers hooks without one
 
 
 class SharedNorms:
@@ -48,12 +48,12 @@ class SharedNorms:
         self.measuring = False
 
     def __enter__(self) -> SharedNorms:
-        with _hooking:
+        with registering:
             self.handles = [layer.register_forward_hook(self._hook) for layer in self.layers]
         return self
 
     def __exit__(self, *_) -> None:
-        with _hooking:
+        with registering:
             for handle in self.handles:
                 handle.remove()
 
