@@ -19,6 +19,7 @@ import torch
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
 from passionsr_lab.evaluation.tables import provenance
+from passionsr_lab.imaging.pairs import named
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
 from passionsr_lab.tools.notebooks import figures_folder
@@ -48,7 +49,7 @@ pd.Series(provenance(MODEL, SEED, ", ".join(RECIPES)) | {"device": DEVICE}, name
 
 # %%
 pipe = lab.load(MODEL).to(DEVICE)
-tests = {pair.name: pair for pair in lab.bundled("test", size=TEST_SIZE) if pair.name in BOXES}
+tests = named(lab.bundled("test", size=TEST_SIZE), BOXES)
 full = {name: pipe(pair.lr) for name, pair in tests.items()}
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
 options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial
 from numbers import Integral
 from pathlib import Path
@@ -121,6 +121,20 @@ def photograph(name: str) -> Tensor:
     from importlib.resources import files
 
     return read_image(str(files("skimage.data") / name))
+
+
+def named(pairs: Iterable[Pair], names: Collection[str]) -> dict[str, Pair]:
+    """The pairs of these names, in their own order; `ValueError` for a name that none of them has.
+
+    Example:
+        >>> list(named(bundled("test", size=64), ["grass_0", "astronaut_0"]))
+        ['astronaut_0', 'grass_0']
+    """
+    found = {pair.name: pair for pair in pairs}
+    for name in names:
+        if name not in found:
+            raise ValueError(f"There is no picture {name!r}; there are {', '.join(found)}.")
+    return {name: pair for name, pair in found.items() if name in names}
 
 
 def make_pairs(

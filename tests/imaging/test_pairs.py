@@ -20,6 +20,7 @@ from passionsr_lab.imaging.pairs import (
     checked_pairs,
     crop,
     folder_pairs,
+    named,
 )
 from passionsr_lab.imaging.pictures import read_image, to_image, upsample
 
@@ -345,3 +346,11 @@ def test_the_degradation_is_an_option(photos, tmp_path):
     for options, words in ((dict(size=128), "No photograph"), (dict(degradation="fog"), "camera, bicubic")):
         with refused(words):
             list(calibration_set(photos, tmp_path / "out", **({"size": 16} | options)))
+
+
+def test_pairs_are_found_by_name_and_a_wrong_name_is_told_before_any_work():
+    pairs = bundled("test", 4, 32)
+    found = named(pairs, {"grass_0": (0, 0), "chelsea_0": (1, 1)})
+    assert list(found) == ["chelsea_0", "grass_0"] and found["chelsea_0"] is pairs[1]
+    with refused("'chelsea_1'", "astronaut_0, chelsea_0"):
+        named(pairs, ["chelsea_1"])
