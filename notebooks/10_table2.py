@@ -58,7 +58,7 @@ print("\n".join(last["notes"]) or "Every metric of the plan was measured.")
 # Means over the pictures. Where a data set is one of the paper's, a column headed "paper" stands beside each metric.
 
 # %%
-table = tables.read(f"{out}/table2.csv")
+table = tables.read_table(f"{out}/table2.csv")
 best = {c: "max" for c in ("PSNR", "SSIM") if c in table}
 source = tables.provenance(MODEL, SEED, ", ".join(BITS))
 tables.to_csv(table, "10_table2", FIGURES, source)
@@ -76,7 +76,7 @@ table.round(4)
 # difference of PassionSR and MaxMin.
 
 # %%
-scores = tables.read(f"{out}/table2_images.csv")
+scores = tables.read_table(f"{out}/table2_images.csv")
 means = summary(scores)
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
 figure = plots.intervals(

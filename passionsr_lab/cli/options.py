@@ -76,9 +76,9 @@ def workers(jobs: int):
 
 def _read_config(context: click.Context, parameter, file: Path | None) -> None:
     if file is not None:
-        from ..official.yaml import read
+        from ..official.yaml import read_options
 
-        config = read(file, context.info_name)
+        config = read_options(file, context.info_name)
         context.default_map = config.options
         context.obj = [f"warning: {file}: {line}" for line in config.warnings]
 

@@ -30,7 +30,7 @@ from .options import COUNT, DEVICE, FOLDER, JOBS, MODEL, NAMES, NATURAL, SIZE, S
 def table2(out, resume, store, jobs, **options) -> Told:
     """A table that was stopped goes on; what is in the store is taken from there."""
     from ..evaluation.table2 import Plan, run
-    from ..evaluation.tables import plain, read
+    from ..evaluation.tables import plain, read_table
     from ..util.files import claimed
 
     plan = Plan(**{key: value for key, value in options.items() if value is not None})
@@ -41,6 +41,6 @@ def table2(out, resume, store, jobs, **options) -> Told:
             if record["event"] == "cell":
                 next(bar, None)
             result = record
-    table = read(out / "table2.csv")
+    table = read_table(out / "table2.csv")
     text = table.to_string(index=False, float_format=lambda v: f"{v:.4g}")
     return Told({"rows": plain(table), **result}, text=f"{text}\n{lines({'notes': result['notes']})}")

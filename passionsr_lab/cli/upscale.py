@@ -74,9 +74,9 @@ def _pipeline(model: str, quantized: Path | None, released: tuple[Path, ...], re
     if quantized:
         return load(quantized, pipe)
     if released:
-        from ..official.released import load as released_files
+        from ..official.released import load_released
 
-        return released_files(pipe, released, recipe)
+        return load_released(pipe, released, recipe)
     return pipe
 
 

@@ -69,7 +69,7 @@ def write_csv(frame: DataFrame, path: str | Path, source: Mapping[str, str] | No
     return _write(Path(path), head + frame.to_csv(index=False, lineterminator="\n"))
 
 
-def read(path: str | Path) -> DataFrame:
+def read_table(path: str | Path) -> DataFrame:
     """The frame that `to_csv` or `write_csv` wrote, to the last bit; names stay names, "NA", "007" and "x#y" too."""
     import pandas as pd
 

@@ -19,12 +19,12 @@ from .tags import TagBranch, tagger
 from .text import empty_embedding, read_embedding
 
 
-def load(name_or_folder: str | Path, prompt: bool | str | Path | Callable = False) -> OneStepSR:
+def load_model(name_or_folder: str | Path, prompt: bool | str | Path | Callable = False) -> OneStepSR:
     """A full-precision model, in float32.
 
     Args:
-        name_or_folder: "tiny", "osediff" or "sd21"; a model folder (see `pipeline.folder.load`); a folder of SD2.1 and
-            OSEDiff weights as `weights` describes it; osediff.pkl; SD2.1's single file; or a hub id.
+        name_or_folder: "tiny", "osediff" or "sd21"; a model folder (see `pipeline.folder.load_pipeline`); a folder of
+            SD2.1 and OSEDiff weights as `weights` describes it; osediff.pkl; SD2.1's single file; or a hub id.
         prompt: keep the prompt branch; for OSEDiff, whose tagger is not on the registries, the tags themselves (see
             `load_full_size`).
 
@@ -37,7 +37,7 @@ def load(name_or_folder: str | Path, prompt: bool | str | Path | Callable = Fals
         return load_full_size(name_or_folder, prompt)
     if not isinstance(prompt, bool):
         raise ValueError(f"{name_or_folder} has a tagger of its own: prompt is True or False, not {prompt!r}.")
-    return folder.load(name_or_folder, prompt)
+    return folder.load_pipeline(name_or_folder, prompt)
 
 
 def load_full_size(

@@ -55,7 +55,7 @@ def read_lora(path: str | Path) -> tuple[LoRA, LoRA]:
         ValueError: the file holds code, or one of its entries or tensors is missing, unknown, not finite or of another
             kind; the message names it.
     """
-    content = checkpoint.read(path)
+    content = checkpoint.read_checkpoint(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not OSEDiff's file: it holds a {type(content).__name__}, not a dictionary.")
     return lora_of(content, str(path))

@@ -10,10 +10,11 @@ from typing import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..pipeline.configs import fields, read_config, refuse_unknown
+from ..pipeline.configs import fields, refuse_unknown
+from ..pipeline.reading import weight_files
 from ..util import checkpoint
 from ..util.compat import torchvision_importable
-from . import weights
+from ..util.files import read_json
 from .names import PREFIXES, diffusers_name
 from .sd21 import SCHEDULER, UNET, VAE
 from .text import ENCODER, from_open_clip, text_encoder
@@ -54,7 +55,7 @@ def _folder(folder: Path, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]
     require_sd21(folder, text="text_encoder" in names)
     states = {}
     for name in names:
-        files = weights.weight_files(folder / name, "model" if name == "text_encoder" else "diffusion_pytorch_model")
+        files = weight_files(folder / name, "model" if name == "text_encoder" else "diffusion_pytorch_model")
         if not files:
             raise ValueError(f"There are no weights in {folder / name}.")
         states[name] = {key: tensor for file in files for key, tensor in checkpoint.read_state(file).items()}
@@ -81,14 +82,14 @@ def require_sd21(folder: Path, text: bool = True) -> None:
     Without `scheduler/`, which older copies lack, the noise schedule is SD2.1's.
     """
     file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = read_config(file) if file.is_file() else SCHEDULER
-    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    scheduler = read_json(file) if file.is_file() else SCHEDULER
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
     refuse_unknown(scheduler, vae, unet, folder)
     _require_same(scheduler, SCHEDULER, dict.fromkeys(_NOISE), folder / "scheduler")
     _require_same(unet, UNET, fields("UNet2DConditionModel"), folder / "unet")
     _require_same(vae, VAE, fields("AutoencoderKL"), folder / "vae")
     if text:
-        encoder = read_config(folder / "text_encoder" / "config.json")
+        encoder = read_json(folder / "text_encoder" / "config.json")
         _require_same(encoder, ENCODER, dict.fromkeys(ENCODER), folder / "text_encoder")
 
 

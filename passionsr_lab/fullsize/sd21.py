@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ..pipeline.configs import read_config, refuse_unknown
+from ..pipeline.configs import refuse_unknown
 from ..pipeline.onestep import EMBEDDING, OneStepSR
 from ..util.compat import torchvision_importable
+from ..util.files import read_json
 
 UNET = {
     "sample_size": 64,
@@ -101,11 +102,9 @@ def architecture(model: str | Path) -> OneStepSR:
     folder = Path(str(resources.files("passionsr_lab"))) / "tiny" if str(model) == "tiny" else Path(model)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give a model folder, 'sd21' or 'tiny'.")
-    unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
     refuse_unknown(SCHEDULER, vae, unet, folder)
     try:
-        unet, vae = read_config(folder / "unet" / "config.json"), read_config(folder / "vae" / "config.json")
-        refuse_unknown(SCHEDULER, vae, unet, folder)
         with torch.device("meta"):
             networks = UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)
         with safe_open(folder / EMBEDDING, "pt") as file:

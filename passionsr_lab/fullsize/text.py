@@ -85,7 +85,7 @@ def read_embedding(path: str | Path) -> Tensor:
     Raises:
         ValueError: the file holds something else.
     """
-    content = checkpoint.read(path)
+    content = checkpoint.read_checkpoint(path)
     tensors = list(content.values()) if isinstance(content, dict) else [content]
     if [getattr(tensor, "ndim", 0) for tensor in tensors] != [3] or len(tensors[0]) != 1:
         raise ValueError(f"{path} does not hold one tensor (1, tokens, width), an embedding of a prompt.")

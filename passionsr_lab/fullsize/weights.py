@@ -19,6 +19,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..pipeline.reading import weight_files
 from ..util.hashing import sha256
 
 VARIABLE = "PASSIONSR_LAB_WEIGHTS"
@@ -34,8 +35,6 @@ SD21_FILES = (
     *("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
     *("text_encoder/config.json", "text_encoder/model.safetensors", "scheduler/scheduler_config.json"),
 )
-# The files that diffusers and transformers write for one network: whole or in shards, and the first that is there.
-PATTERNS = ("{}.safetensors", "{}-*-of-*.safetensors", "{}.bin", "{}.fp16.safetensors", "{}.fp16-*-of-*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -167,11 +166,6 @@ def _cached(hub: str, weight: Weight) -> Path | None:
 
 
 # -- looking at folders -----------------------------------------------------------------------------------------------
-
-
-def weight_files(folder: Path, stem: str = "diffusion_pytorch_model") -> list[Path]:
-    """The files with one network's weights: full precision before fp16, whole before shards; [] without any."""
-    return next(filter(None, (sorted(folder.glob(pattern.format(stem))) for pattern in PATTERNS)), [])
 
 
 def complete(folder: Path) -> bool:

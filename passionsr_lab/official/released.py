@@ -1,8 +1,8 @@
 """PassionSR's released calibration files (`unet_ckpt_merge_saw_sep.pth`, `vae_ckpt_...`), in and out.
 
 Such a file holds scales, offsets and bounds of the quantizers and the affine parameters of the norms, by the names of
-the original Stable Diffusion code; neither weights nor bits.  `load` puts it into a diffusers model, strictly: every
-tensor of the file has its place and every place its tensor.
+the original Stable Diffusion code; neither weights nor bits.  `load_released` puts it into a diffusers model, strictly:
+every tensor of the file has its place and every place its tensor.
 
     numerics="official"   the released code's arithmetic, bounds and scales to the last bit (`official_layers`)
     numerics="paper"      the same bounds and scales in this library's layers, with `CORRECTIONS`
@@ -29,7 +29,7 @@ from ..util.files import write_checkpoint
 from .corrections import CORRECTIONS, RELEASED, correct, official_tensors, places
 from .norms import differing_norms, norms
 
-__all__ = ["CORRECTIONS", "Released", "load", "read", "released_recipe", "save"]
+__all__ = ["CORRECTIONS", "Released", "load_released", "read_released", "released_recipe", "save_released"]
 
 MODULES_OF = {"unet": ("unet",), "vae": ("encoder", "decoder")}
 NAMES = {part: f"{part}_ckpt_merge_saw_sep.pth" for part in MODULES_OF}
@@ -75,13 +75,13 @@ class Released:
 # -- in ---------------------------------------------------------------------------------------------------------------
 
 
-def read(file: str | Path) -> Released:
-    """A released file, opened by `checkpoint.read`, which runs no code that is in it.
+def read_released(file: str | Path) -> Released:
+    """A released file, opened by `checkpoint.read_checkpoint`, which runs no code that is in it.
 
     Raises:
         ValueError: the file cannot be read so, is no dict of tensors, or has names that such a file does not have.
     """
-    file, content = Path(file), checkpoint.read(file)
+    file, content = Path(file), checkpoint.read_checkpoint(file)
     if not (isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())):
         raise ValueError(f"{file} is not a calibration file: it must be a dict of tensors.")
     prefix = _prefix(content)
@@ -145,7 +145,7 @@ def released_recipe(released: Sequence[Released], bits: Recipe | str | None = No
     )  # fmt: skip
 
 
-def load(
+def load_released(
     pipe: OneStepSR,
     files: Sequence[str | Path | Released],
     bits: Recipe | str | None = None,
@@ -170,7 +170,7 @@ def load(
         ValueError: a tensor without a place or a place without its tensor, a shape that does not fit, or norms that
             differ from the model's, which then is not the one that the file was made for.
     """
-    released = [f if isinstance(f, Released) else read(f) for f in files]
+    released = [f if isinstance(f, Released) else read_released(f) for f in files]
     for value, choices in ((numerics, ("official", "paper")), (on_norms, ("check", "keep", "take"))):
         if value not in choices:
             raise ValueError(f"{value!r} is none of {', '.join(choices)}.")
@@ -246,7 +246,7 @@ def _match(released: Released, kind: str, given: dict[str, Tensor], places: dict
 # -- out --------------------------------------------------------------------------------------------------------------
 
 
-def save(quantized: QuantizedSR, folder: str | Path, prefix: str = "model.model.", latent: int = 64) -> dict:
+def save_released(quantized: QuantizedSR, folder: str | Path, prefix: str = "model.model.", latent: int = 64) -> dict:
     """Writes a calibrated pipeline as files that the released code loads.
 
     Args:

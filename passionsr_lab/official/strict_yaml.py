@@ -19,7 +19,7 @@ NODES = 10_000  # keys, values and lists, counted anew wherever an alias repeats
 AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*[:_].*")  # octal, base 60, and underscores between digits
 
 
-def read(file: str | Path) -> tuple[dict, dict[str, int]]:
+def read_strict(file: str | Path) -> tuple[dict, dict[str, int]]:
     """The content of a YAML file, and the line of each of its keys by dotted name ("quantize_config.Unet.split").
 
     Raises:

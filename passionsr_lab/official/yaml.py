@@ -132,14 +132,14 @@ class OfficialConfig:
         return [f"{', '.join(k for k, why in self.unused.items() if why == reason)}: {reason}" for reason in reasons]
 
 
-def read(file: str | Path, command: str) -> OfficialConfig:
+def read_options(file: str | Path, command: str) -> OfficialConfig:
     """The options that a YAML file of the released code sets for "calibrate" or "upscale".
 
     Raises:
         ValueError: the file is no such file, or keys are unknown, missing, contradict each other, or ask for what this
             library does not do; the message names them and their lines.
     """
-    content, lines = strict_yaml.read(file)
+    content, lines = strict_yaml.read_strict(file)
     other = next(c for c in OWN if c != command)
     if OWN[other] in content and OWN[command] not in content:
         raise ValueError(f"{file} is a file for `{other}`, not for `{command}` (it has {OWN[other]}).")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
 
 from torch import nn
 
@@ -38,17 +36,6 @@ COUNTS = {
     "attention_head_dim": 16_384, "num_attention_heads": 16_384, "cross_attention_dim": 65_536,
     "time_embedding_dim": 65_536, "conv_in_kernel": 31, "conv_out_kernel": 31,
 }  # fmt: skip
-
-
-def read_config(file: Path) -> dict:
-    """A configuration in JSON; `ValueError` names the file if it is missing or holds something else."""
-    try:
-        config = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is missing or not JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} holds a {type(config).__name__}, not a JSON object.")
-    return config
 
 
 def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: Mapping, where: object) -> None:

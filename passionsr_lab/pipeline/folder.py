@@ -17,7 +17,7 @@ from .reading import network, owned, silent
 CONFIGS = ("scheduler/scheduler_config.json", "vae/config.json", "unet/config.json")
 
 
-def load(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
+def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     """Loads a one-step SR pipeline from a folder or a hub id, in float32 on the CPU.
 
     The layout: `unet/`, `vae/`, `scheduler/` as `save_pretrained` writes them, `prompt_embedding.safetensors` with one
@@ -74,7 +74,7 @@ def _settings(file: Path) -> tuple[int, int]:
 
 
 def _embedding(file: Path, width: int) -> Tensor:
-    tensors = checkpoint.read(_existing(file))
+    tensors = checkpoint.read_checkpoint(_existing(file))
     embedding = tensors.get("prompt_embedding")
     if len(tensors) != 1 or embedding is None or embedding.ndim != 3 or embedding.shape[-1] != width:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
@@ -98,7 +98,7 @@ def tiny(prompt: bool = False) -> OneStepSR:
         >>> lab.tiny().factor
         4
     """
-    return load("tiny", prompt)
+    return load_pipeline("tiny", prompt)
 
 
 def _locate(folder_or_id: str | Path) -> Path:

@@ -15,11 +15,12 @@ from ..util.files import write_tensors
 from .configs import refuse_non_finite
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files
+ENDS = (".safetensors", "-*-of-*.safetensors", ".bin", "-*-of-*.bin")  # of one network's, the first that is there
 
 
 def network(kind: type, folder: Path) -> nn.Module:
     """A diffusers model in float32; a weight that is missing would be random, one too many lost: both are errors."""
-    options = {"torch_dtype": torch.float32, "variant": variant(folder, STEM), "output_loading_info": True}
+    options = {"torch_dtype": torch.float32, "variant": variant(folder), "output_loading_info": True}
     with silent():
         found, report = kind.from_pretrained(folder, **options)
     if report["missing_keys"]:
@@ -28,9 +29,9 @@ def network(kind: type, folder: Path) -> nn.Module:
         raise ValueError(
             f"{folder} has weights {min(report['unexpected_keys'])}, which its config.json does not ask for."
         )
-    files = weight_files(folder, STEM)
-    refuse_non_finite(found, files[0][1] if len(files) == 1 else folder)
-    for _, file in files:
+    files = weight_files(folder)
+    refuse_non_finite(found, files[0] if len(files) == 1 else folder)
+    for file in files:
         _require_intact(file)
     return found
 
@@ -62,19 +63,20 @@ def silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def weight_files(folder: Path, stem: str) -> list[tuple[str | None, Path]]:
-    """(variant, file) of the weights in a folder: ("fp16", `stem.fp16.safetensors`), or None and `stem.safetensors`."""
-    pattern = re.compile(rf"{stem}(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
-    found = [(pattern.fullmatch(file.name), file) for file in sorted(folder.iterdir())]
-    return [(match[1], file) for match, file in found if match]
+def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
+    """The files with one network's weights: plain ones before a `variant`, whole before shards; [] without any."""
+    kind = variant(folder, stem) if folder.is_dir() else None
+    base = stem if kind is None else f"{stem}.{kind}"
+    return next(filter(None, (sorted(folder.glob(base + end)) for end in ENDS)), [])
 
 
-def variant(folder: Path, stem: str) -> str | None:
-    """The only variant of the weights in a folder; None where plain ones are there, which go first.
+def variant(folder: Path, stem: str = STEM) -> str | None:
+    """The only variant of the weights in a folder, like "fp16"; None where plain ones are there, which go first.
 
     Raises `ValueError` where there are several and no plain one.
     """
-    found = {name for name, _ in weight_files(folder, stem)}
+    pattern = re.compile(rf"{stem}(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+    found = {match[1] for file in folder.iterdir() if (match := pattern.fullmatch(file.name))}
     if None not in found and len(found) > 1:
         raise ValueError(f"{folder} holds its weights as {' and '.join(sorted(found))}; keep one of them.")
     return None if None in found or not found else found.pop()

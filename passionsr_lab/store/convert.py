@@ -23,7 +23,7 @@ def import_files(
     With the model "sd21" no weights are needed: the folder then fits any model of that architecture whose norms are
     the files'.  Otherwise the norms are compared with the model's here.
     """
-    quantized = official.load(sd21() if model == ARCHITECTURE else load(model), files, bits, numerics)
+    quantized = official.load_released(sd21() if model == ARCHITECTURE else load(model), files, bits, numerics)
     if model == ARCHITECTURE:
         quantized.name = "osediff"  # whose weights, merged into SD2.1's, released files belong to
     save(quantized, out)
@@ -49,7 +49,8 @@ def export_folder(folders: Sequence[Path], model: str, out: Path) -> dict:
     quantized = load(folders[0], load(model))
     if not isinstance(quantized, QuantizedSR):
         raise ValueError(f"{folders[0]} is a full-precision model; give a folder that `calibrate` or `convert` wrote.")
-    return {"model": quantized.name, "recipe": quantized.recipe.name, "out": str(out), **official.save(quantized, out)}
+    told = official.save_released(quantized, out)
+    return {"model": quantized.name, "recipe": quantized.recipe.name, "out": str(out), **told}
 
 
 def _own_norms(quantized: QuantizedSR) -> dict:

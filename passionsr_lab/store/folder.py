@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..calibration.method import Method
 from ..calibration.state import load_state, slot_tensors
-from ..fullsize.load import load as load_full
+from ..fullsize.load import load_model
 from ..methods import find
 from ..official.norms import differing_norms, norms
 from ..pipeline.identity import SHAPES, fingerprint
@@ -75,7 +75,7 @@ def digest(tensors: dict[str, Tensor], description: dict) -> str:
 def load(
     folder_or_id: str | Path, pipe: OneStepSR | None = None, prompt: bool | str | Path | Callable = False
 ) -> OneStepSR | QuantizedSR:
-    """Loads a model: full precision (see `fullsize.load`), or a folder that `save` wrote.
+    """Loads a model: full precision (see `fullsize.load.load_model`), or a folder that `save` wrote.
 
     Args:
         folder_or_id: "tiny", "osediff" or "sd21", a model folder, a folder of SD2.1 and OSEDiff weights as `weights`
@@ -88,7 +88,7 @@ def load(
         ValueError: something is missing or damaged, or the tensors belong to another model.
     """
     quantized = (Path(folder_or_id) / DESCRIPTION).is_file()
-    return load_quantized(Path(folder_or_id), pipe) if quantized else load_full(folder_or_id, prompt)
+    return load_quantized(Path(folder_or_id), pipe) if quantized else load_model(folder_or_id, prompt)
 
 
 def load_quantized(folder: Path, pipe: OneStepSR | None = None, method: Method | None = None) -> QuantizedSR:
@@ -96,7 +96,7 @@ def load_quantized(folder: Path, pipe: OneStepSR | None = None, method: Method |
     description, recipe, method, tensors = _read(folder, method)
     name, mark = description["model"], description["fingerprint"]
     try:
-        pipe = load_full(name) if pipe is None else pipe
+        pipe = load_model(name) if pipe is None else pipe
     except ValueError as error:
         raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
     bare = mark.startswith(SHAPES)

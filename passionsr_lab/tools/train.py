@@ -23,7 +23,7 @@ from ..imaging.degradation import Degradation
 from ..imaging.pairs import crop
 from ..imaging.pictures import image_files, read_image, upsample
 from ..imaging.psnr import luma, psnr_y
-from ..pipeline.folder import load
+from ..pipeline.folder import load_pipeline
 from ..pipeline.onestep import OneStepSR
 from ..pipeline.prompt import measure_tags, new_branch, words
 from ..util.compat import torchvision_importable
@@ -254,7 +254,7 @@ class Training:
     def __init__(self, images: str | Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES, start: str | None = None):
         self.phases, self.seed, self.step = phases, seed, 0
         torch.manual_seed(seed)
-        self.model = (load(start, prompt=True) if start else new_model(seed)).requires_grad_(True)
+        self.model = (load_pipeline(start, prompt=True) if start else new_model(seed)).requires_grad_(True)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.crops = Crops(images, seed)
         self.rng = np.random.default_rng(seed)

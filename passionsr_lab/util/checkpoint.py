@@ -22,7 +22,7 @@ class _Inert:
     """Stands for the trainer's bookkeeping class in old checkpoints: its name is read, its code is not."""
 
 
-def read(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path) -> dict:
     """The content of a .safetensors, .ckpt, .pt, .pth or .pkl file, on the CPU; no code in it is ever run.
 
     Raises:
@@ -92,8 +92,8 @@ def inspect(files: Iterable[Path]) -> None:
 
 
 def read_state(path: str | Path) -> dict:
-    """The state of a model in a checkpoint, also where a trainer has wrapped it; errors as for `read`."""
-    content = read(path)
+    """The state of a model in a checkpoint, also where a trainer has wrapped it; errors as for `read_checkpoint`."""
+    content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, not tensors by name.")

@@ -29,5 +29,6 @@ def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in named:
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        plain = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)  # expanded ones, too
+        digest.update(plain.view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ import pytest
 from passionsr_lab.evaluation import table2
 from passionsr_lab.evaluation.scores import summary
 from passionsr_lab.evaluation.table2 import Plan, run, wide
-from passionsr_lab.evaluation.tables import read
+from passionsr_lab.evaluation.tables import read_table
 from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.imaging.psnr import psnr_y
 from passionsr_lab.methods import calibrate
@@ -57,7 +57,7 @@ def test_a_cell_is_what_calibrating_and_measuring_by_hand_gives(plan, whole):
     pipe = load(plan.model)
     quantized = quantize(pipe, "W6A6")
     calibrate(quantized, bundled("calibration", 2, 16), "passionsr", epochs=1, batch=1)
-    frame = read(whole / "table2_images.csv").query("metric == 'psnr_y'").set_index(["method", "name"]).value
+    frame = read_table(whole / "table2_images.csv").query("metric == 'psnr_y'").set_index(["method", "name"]).value
     for pair in bundled("test", 2, 32):
         for method, model in (("PassionSR-FP", pipe), ("PassionSR", quantized)):
             restored = (model(pair.lr) * 255).round() / 255
@@ -65,7 +65,7 @@ def test_a_cell_is_what_calibrating_and_measuring_by_hand_gives(plan, whole):
 
 
 def test_rows_come_in_the_order_of_the_plan_with_the_means(plan, whole):
-    table, frame = read(whole / "table2.csv"), read(whole / "table2_images.csv")
+    table, frame = read_table(whole / "table2.csv"), read_table(whole / "table2_images.csv")
     assert table[["bits", "method"]].values.tolist() == [
         ["W32A32", "PassionSR-FP"], ["W6A6", "MaxMin"], ["W6A6", "PassionSR"],
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_metric_without_weights_is_an_empty_column_and_one_sentence(plan, whol
     small = replace(plan, methods=("PassionSR-FP",), metrics=("psnr_y", "musiq"))
     *_, last = run(small, tmp_path / "out", tmp_path / "store")
     table2.quality.iqa.network.cache_clear()
-    table = read(tmp_path / "out" / "table2.csv")
+    table = read_table(tmp_path / "out" / "table2.csv")
     assert table.PSNR.notna().all() and table.MUSIQ.isna().all()
     assert len(last["notes"]) == 1 and last["notes"][0].startswith("musiq is not available")
     assert "MUSIQ" not in (tmp_path / "out" / "table2.tex").read_text()
@@ -161,10 +161,10 @@ def test_a_damaged_score_is_made_anew_and_a_finished_table_costs_nothing_more(
 
 def test_other_pairs_epochs_or_timesteps_are_measured_anew(plan, whole, store, tmp_path):
     list(run(replace(plan, methods=("PassionSR-FP",), count=1), tmp_path, store))
-    assert len(read(tmp_path / "table2_images.csv").name.unique()) == 1
+    assert len(read_table(tmp_path / "table2_images.csv").name.unique()) == 1
     other = load(plan.model)
     other.timestep = 500
     other = replace(plan, model=str(other.save(tmp_path / "t500")), methods=("PassionSR-FP", "maxmin"))
     list(run(other, tmp_path, store))
-    before, after = (read(folder / "table2.csv").PSNR[:2] for folder in (whole, tmp_path))
+    before, after = (read_table(folder / "table2.csv").PSNR[:2] for folder in (whole, tmp_path))
     assert (before != after).all()

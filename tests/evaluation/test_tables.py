@@ -9,7 +9,7 @@ import pytest
 import torch
 from made import refused
 
-from passionsr_lab.evaluation.tables import escape, provenance, read, to_csv, to_latex, write_csv
+from passionsr_lab.evaluation.tables import escape, provenance, read_table, to_csv, to_latex, write_csv
 
 SOURCE = {"model": "tiny", "seed": "0", "passionsr_lab": "0.1.0"}
 BEST, SECOND = r"\textbf{{{}}}".format, r"\underline{{{}}}".format
@@ -78,11 +78,11 @@ def test_a_frame_comes_back_to_the_last_bit_whatever_its_names_are(tmp_path):
     frame = pd.DataFrame({"name": names, "dataset": names[::-1], "value": [1 / 3, math.nan, -math.inf, *range(10)]})
     frame = frame.assign(count=range(13), bits="NA", note="")
     for source in (None, SOURCE, {"model": "a\n# b"}):
-        pd.testing.assert_frame_equal(read(to_csv(frame, "t", tmp_path, source)), frame)
+        pd.testing.assert_frame_equal(read_table(to_csv(frame, "t", tmp_path, source)), frame)
     path = to_csv(frame, "t", tmp_path, SOURCE)
     assert path.read_bytes().startswith(b"# model tiny, seed 0, passionsr_lab 0.1.0\n")
     assert write_csv(frame, tmp_path / "scores.txt") == tmp_path / "scores.txt"
-    pd.testing.assert_frame_equal(read(tmp_path / "scores.txt"), frame)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "scores.txt"), frame)
     assert {p.name for p in tmp_path.iterdir()} == {"t.csv", "scores.txt"}
 
 

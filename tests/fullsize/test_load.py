@@ -12,7 +12,7 @@ from synthetic import open_clip, single_file
 
 import passionsr_lab as lab
 from passionsr_lab.fullsize import names, tags, text, weights
-from passionsr_lab.fullsize.load import load, load_full_size
+from passionsr_lab.fullsize.load import load_full_size, load_model
 from passionsr_lab.util.hashing import sha256
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "passionsr_official" / "empty_context_embedding.pt"
@@ -40,9 +40,9 @@ def edited(file, edit):
 
 @pytest.mark.parametrize("name", ["sd21", f"{SINGLE}.safetensors", f"{SINGLE}.ckpt"])
 def test_every_layout_is_the_same_model(base, shelf, here, name):
-    by_path = load(shelf / name)
+    by_path = load_model(shelf / name)
     here(name)
-    by_name = load("sd21")
+    by_name = load_model("sd21")
     assert same(by_path, base) and same(by_name, base)
     assert torch.equal(by_path.prompt_embedding, by_name.prompt_embedding)
     assert all(tensor.dtype == torch.float32 for tensor in by_name.parameters())
@@ -51,7 +51,7 @@ def test_every_layout_is_the_same_model(base, shelf, here, name):
 
 def test_a_folder_may_hold_half_precision_shards_and_the_names_of_old_diffusers(base, here):
     folder = here("sd21") / "sd21"
-    expected = load("sd21").prompt_embedding
+    expected = load_model("sd21").prompt_embedding
     for name, stem in (("unet", DIFFUSERS), ("text_encoder", "model")):
         file = folder / name / f"{stem}.safetensors"
         save_file({f"text_model.{k}" if name == "text_encoder" else k: v.half() for k, v in load_file(file).items()},
@@ -66,7 +66,7 @@ def test_a_folder_may_hold_half_precision_shards_and_the_names_of_old_diffusers(
     for i in range(2):
         save_file(dict(sorted(state.items())[i::2]), folder / "vae" / f"{DIFFUSERS}-0000{i + 1}-of-00002.safetensors")
     file.unlink()
-    pipe = load("sd21")
+    pipe = load_model("sd21")
     assert same(pipe, base)
     torch.testing.assert_close(pipe.prompt_embedding, expected, rtol=1e-2, atol=1e-2)
     assert set(pipe.sources) == {
@@ -85,16 +85,16 @@ def test_at_the_real_widths_every_tensor_has_its_size(real):
 
 def test_one_name_gives_the_adapted_model_and_one_folder_too(base, shelf, here, tmp_path):
     here("sd21", "osediff.pkl")
-    expected = load("osediff")
+    expected = load_model("osediff")
     assert not torch.equal(expected.unet.conv_in.weight, base.unet.conv_in.weight)
-    assert same(load(here("sd21", "osediff.pkl", into=tmp_path / "mine")), expected)
+    assert same(load_model(here("sd21", "osediff.pkl", into=tmp_path / "mine")), expected)
     shutil.copytree(shelf / "sd21", tmp_path / "flat")
-    assert same(load(tmp_path / "flat"), base)
+    assert same(load_model(tmp_path / "flat"), base)
     shutil.copy(shelf / "osediff.pkl", tmp_path / "flat")
-    assert same(load(tmp_path / "flat"), expected)
-    assert same(load(tmp_path / "mine" / "osediff.pkl"), expected)
+    assert same(load_model(tmp_path / "flat"), expected)
+    assert same(load_model(tmp_path / "mine" / "osediff.pkl"), expected)
     assert expected(torch.rand(3, 9, 11)).shape == (3, 36, 44)
-    again = load(expected.save(tmp_path / "own"))
+    again = load_model(expected.save(tmp_path / "own"))
     assert same(again, expected) and torch.equal(again.prompt_embedding, expected.prompt_embedding)
 
 
@@ -102,16 +102,16 @@ def test_full_size_goes_to_the_gpu_where_there_is_one(here, monkeypatch):
     here("sd21")
     devices = []
     monkeypatch.setattr(lab.OneStepSR, "to", lambda self, device: devices.append(device) or self)
-    load("sd21"), load_full_size("sd21", device="meta")
+    load_model("sd21"), load_full_size("sd21", device="meta")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    load("sd21"), load_full_size("sd21", device="cpu")
+    load_model("sd21"), load_full_size("sd21", device="cpu")
     assert devices == ["cpu", "meta", "cuda", "cpu"]
 
 
 def test_a_model_says_which_files_it_was_made_of(here):
     folder = here("sd21", "osediff.pkl")
     files = [*weights.files(folder / "sd21"), folder / "osediff.pkl"]
-    assert len(files) == 4 and sorted(load("osediff").sources.values()) == sorted(map(sha256, files))
+    assert len(files) == 4 and sorted(load_model("osediff").sources.values()) == sorted(map(sha256, files))
 
 
 def test_other_names_mean_what_they_meant(tmp_path):
@@ -119,11 +119,11 @@ def test_other_names_mean_what_they_meant(tmp_path):
         assert not weights.full_size(name)
     (tmp_path / "prompt_embedding.safetensors").touch()
     assert not weights.full_size(tmp_path), "a damaged folder of ours is explained as such"
-    assert load("tiny").name == "tiny" and load("tiny", prompt=True).prompt is not None
+    assert load_model("tiny").name == "tiny" and load_model("tiny", prompt=True).prompt is not None
     with pytest.raises(ValueError, match="not 8"):
-        load(8)
+        load_model(8)
     with pytest.raises(ValueError, match="tagger of its own"):
-        load("tiny", prompt="wall")
+        load_model("tiny", prompt="wall")
 
 
 # -- another model ----------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_another_or_an_incomplete_folder_is_told(here, what):
     edit, words = WRONG[what]
     edit(here("sd21"))
     with pytest.raises(ValueError, match=words) as error:
-        load("sd21")
+        load_model("sd21")
     assert "\n" not in str(error.value) and "sd21" in str(error.value)
 
 
@@ -180,7 +180,7 @@ KEY = "model.diffusion_model.middle_block.1.proj_in.weight"
 def test_another_or_an_incomplete_single_file_is_told(here, edit, words):
     edited(here(f"{SINGLE}.safetensors") / f"{SINGLE}.safetensors", edit)
     with pytest.raises(ValueError, match=words) as error:
-        load("sd21")
+        load_model("sd21")
     assert SINGLE in str(error.value)
 
 
@@ -225,10 +225,10 @@ def test_the_released_embedding_is_read():
 
 def test_an_official_embedding_takes_the_place_of_the_text_encoder(here):
     folder = here("sd21", "osediff.pkl")
-    computed = load("osediff").prompt_embedding
+    computed = load_model("osediff").prompt_embedding
     torch.save(computed + 1, folder / "empty_context_embedding.pt")
     shutil.rmtree(folder / "sd21" / "text_encoder")
-    pipe = load("osediff")
+    pipe = load_model("osediff")
     assert torch.equal(pipe.prompt_embedding, computed + 1) and "empty_context_embedding.pt" in pipe.sources
     for content, words in (
         (torch.zeros(1, 77, 1024), "needs 32"),
@@ -237,4 +237,4 @@ def test_an_official_embedding_takes_the_place_of_the_text_encoder(here):
     ):
         torch.save(content, folder / "empty_context_embedding.pt")
         with pytest.raises(ValueError, match=words):
-            load("osediff")
+            load_model("osediff")

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from passionsr_lab.fullsize import tags, text
-from passionsr_lab.fullsize.load import load
+from passionsr_lab.fullsize.load import load_model
 from passionsr_lab.imaging.pictures import to_tensor
 
 
@@ -21,7 +21,7 @@ def picture(tmp_path):
 
 def test_the_prompt_is_that_of_osediffs_script_and_conditions_the_unet(here, picture, tmp_path):
     here("sd21", "osediff.pkl")
-    plain, told = load("osediff"), load("osediff", prompt="brick, wall")
+    plain, told = load_model("osediff"), load_model("osediff", prompt="brick, wall")
     x = to_tensor(picture)[None]
     assert told.prompt.describe(x) == ["brick, wall, ,"]
     with torch.no_grad():
@@ -41,10 +41,10 @@ def test_tags_come_from_a_table_a_function_or_a_string(here, picture, tmp_path):
     assert [tags.tagger(way)(x) for way in ways] == ["brick, wall"] * 4
     folder = here("sd21", "osediff.pkl")
     with pytest.raises(ValueError, match=r"columns image,tags"):
-        load("osediff", prompt=True)
+        load_model("osediff", prompt=True)
     shutil.copy(tmp_path / "a.png", folder)
     shutil.copy(tmp_path / "tags.csv", folder)
-    assert load("osediff", prompt=True).prompt.describe(x[None]) == ["brick, wall, ,"]
+    assert load_model("osediff", prompt=True).prompt.describe(x[None]) == ["brick, wall, ,"]
 
 
 def test_a_table_knows_pictures_by_their_pixels(picture, tmp_path):

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from passionsr_lab.fullsize import osediff, text, weights
-from passionsr_lab.fullsize.load import load
+from passionsr_lab.fullsize.load import load_model
 from passionsr_lab.fullsize.pretrained import read_sd21
+from passionsr_lab.pipeline.reading import weight_files
 from passionsr_lab.util import checkpoint
 from passionsr_lab.util.hashing import sha256
 
@@ -38,7 +39,7 @@ READERS = {
     "osediff.pkl": osediff.read_lora,
     "osediff.ckpt": osediff.read_lora,
     "empty_context_embedding.pt": text.read_embedding,
-    "plain.pkl": checkpoint.read,
+    "plain.pkl": checkpoint.read_checkpoint,
 }
 
 
@@ -59,7 +60,7 @@ def test_code_in_a_diffusers_folder_does_not_run_either(here, tmp_path):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Bomb(tmp_path / "it_ran")}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match="was refused"):
-        load("sd21")
+        load_model("sd21")
     assert not (tmp_path / "it_ran").exists()
 
 
@@ -73,7 +74,7 @@ def test_what_downloads_leave_in_a_files_place_is_told(tmp_path, content, words)
     path = tmp_path / "osediff.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=words) as error:
-        checkpoint.read(path)
+        checkpoint.read_checkpoint(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -82,13 +83,13 @@ def test_half_a_file_is_told(here, name):
     path = here(name) / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.read(path)
+        checkpoint.read_checkpoint(path)
     with pytest.raises(ValueError, match="damaged"):
         checkpoint.inspect([path])
 
 
 def test_a_trainers_class_in_an_old_checkpoint_is_a_name_and_nothing_else(shelf):
-    content = checkpoint.read(shelf / f"{SINGLE}.ckpt")
+    content = checkpoint.read_checkpoint(shelf / f"{SINGLE}.ckpt")
     assert content["epoch"] == 3 and len(content["callbacks"]) == 1
     assert not [name for name in sys.modules if name.startswith("pytorch_lightning")]
 
@@ -185,13 +186,13 @@ def test_a_server_that_does_not_answer_is_asked_once(hub):
 def test_the_real_library_agrees_that_an_empty_cache_is_empty_and_says_that_it_is_offline(here):
     assert weights.find("sd21") is None and weights.find("osediff") is None
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE"):
-        load("osediff")
+        load_model("osediff")
 
 
 def test_a_file_that_no_hub_has_comes_with_its_command(here):
     here("sd21")
     with pytest.raises(ValueError, match=r"curl -L --create-dirs -o \S+/weights/osediff.pkl https://github.com/cswry"):
-        load("osediff")
+        load_model("osediff")
 
 
 def test_the_folder_of_weights_is_a_setting(monkeypatch, tmp_path):
@@ -208,12 +209,14 @@ def test_the_folder_of_weights_is_a_setting(monkeypatch, tmp_path):
     (["m.fp16.safetensors", "other.safetensors"], ["m.fp16.safetensors"]),
     (["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors", "m.fp16.safetensors"],
      ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"]),
+    (["m.bf16-00001-of-00002.safetensors", "m.bf16-00002-of-00002.safetensors"],
+     ["m.bf16-00001-of-00002.safetensors", "m.bf16-00002-of-00002.safetensors"]),
     (["other.safetensors"], []),
 ])  # fmt: skip
 def test_full_precision_is_read_before_half_and_half_where_there_is_nothing_else(tmp_path, present, read):
     for name in present:
         save_file({}, tmp_path / name)
-    assert [file.name for file in weights.weight_files(tmp_path, "m")] == read
+    assert [file.name for file in weight_files(tmp_path, "m")] == read
 
 
 def test_the_hash_is_the_files_and_is_computed_once(here, monkeypatch):

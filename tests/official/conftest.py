@@ -4,7 +4,7 @@ import pytest
 import torch
 from released import release, small_sd21
 
-from passionsr_lab.official.released import load
+from passionsr_lab.official.released import load_released
 
 
 @pytest.fixture(scope="package")
@@ -31,4 +31,4 @@ def model(small, tmp_path_factory):
 @pytest.fixture(scope="package")
 def released(small, files):
     """Both files in the small model, in both numerics; tests leave them as they are."""
-    return {n: load(small, files, "W8A8", numerics=n) for n in ("official", "paper")}
+    return {n: load_released(small, files, "W8A8", numerics=n) for n in ("official", "paper")}

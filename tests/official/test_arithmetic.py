@@ -166,7 +166,8 @@ def test_without_shift_and_bias_a_convolution_is_the_same_in_both(small, files, 
     content = torch.load(files[1], weights_only=True)
     content |= {k: torch.zeros_like(v) for k, v in content.items() if k.endswith(".offset")}
     torch.save(content, tmp_path / "vae_W8A8.pth")
-    ours, theirs = (official.load(small, [tmp_path / "vae_W8A8.pth"], numerics=n) for n in ("paper", "official"))
+    files = [tmp_path / "vae_W8A8.pth"]
+    ours, theirs = (official.load_released(small, files, numerics=n) for n in ("paper", "official"))
     assert len(quantized_layers(theirs)) == 72
     for name, layer in quantized_layers(theirs).items():
         layer.bias_quantizer = torch.nn.Identity()

@@ -57,7 +57,7 @@ def test_upscale_takes_an_inference_file(cli, inference, model, files, tmp_path)
     code, out, err = cli("upscale", source, "--config_file", inference(), "--model", model, "--json")
     assert code == 0 and json.loads(out)["label"] == "simulated", err
     image = np.asarray(Image.open(tmp_path / "out" / "RealSR" / "0.png"))
-    q = official.load(load(model), files, "W8A8")
+    q = official.load_released(load(model), files, "W8A8")
     expected = np.asarray(q.picture(read_image(source / "0.png"), Tiling(64, 32), "adain"))
     assert np.array_equal(image, expected), "as the library loads the same files, in its tiles and with its colours"
     assert "warning:" in err and "basic_config.lora_weights_path" in err
@@ -100,7 +100,7 @@ def test_convert_without_weights_fits_the_model_with_the_files_norms_only(cli, m
     assert code == 0 and json.loads(out)["files"][0]["norm_difference"] is None, err
     assert json.loads((tmp_path / "q" / DESCRIPTION).read_text())["model"] == "osediff"
     pipe, x = load(model), torch.rand(3, 16, 16)
-    assert torch.equal(load(tmp_path / "q", pipe)(x), official.load(pipe, files[1:], "W6A6")(x))
+    assert torch.equal(load(tmp_path / "q", pipe)(x), official.load_released(pipe, files[1:], "W6A6")(x))
     with pytest.raises(ValueError, match="was calibrated for another model"):
         load(tmp_path / "q", small_sd21(seed=1))
     code, out, err = cli(*command, tmp_path / "p", "--numerics", "paper")

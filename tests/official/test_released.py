@@ -59,7 +59,7 @@ def test_every_tensor_of_a_full_size_file_is_consumed(write, part, split, count)
     model = sd21()
     content = release(model, part, split, latent=64, tokens=77)
     assert len(content) == count, "the number that the released code's own layers make"
-    q = official.load(model, [write(content, f"{part}_W6A6.pth")])
+    q = official.load_released(model, [write(content, f"{part}_W6A6.pth")])
     (row,) = q.history["released"]
     assert (row["tensors"], row["part"], row["unmatched"], row["prefix"]) == (count, part, 0, "model.model.")
     assert row["layers"] == {"unet": 282 + 32, "vae": 72}[part] and row["norm_difference"] is None
@@ -76,7 +76,8 @@ def test_the_synthetic_file_has_the_names_and_shapes_of_the_released_one():
 def test_none_to_two_prefixes_are_the_same_file_and_a_file_may_change_once_it_is_read(small, content, write):
     made = []
     for prefix in ("", "model.", "model.model."):
-        q = official.load(small, [write({prefix + k.removeprefix("model.model."): v for k, v in content.items()})])
+        renamed = {prefix + k.removeprefix("model.model."): v for k, v in content.items()}
+        q = official.load_released(small, [write(renamed)])
         assert q.history["released"][0]["prefix"] == prefix
         made.append(q.vae.state_dict())
     assert all(torch.equal(value, other[key]) for other in made[1:] for key, value in made[0].items())
@@ -101,49 +102,49 @@ WRONG = {
 @pytest.mark.parametrize("message", WRONG)
 def test_a_file_that_does_not_fit_is_refused_and_the_first_name_told(small, content, write, message):
     with pytest.raises(ValueError, match=message):
-        official.load(small, [write(WRONG[message](content))])
+        official.load_released(small, [write(WRONG[message](content))])
 
 
 def test_a_file_for_another_model_is_refused_by_its_norms(small, files, content, write):
     other = small_sd21(seed=1)
     with pytest.raises(ValueError, match=r"104 of 104 norm tensors differ .* not the model that the file was made for"):
-        official.load(other, files[1:], "W8A8")
-    norm = official.load(other, files[1:], "W8A8", on_norms="take").vae.encoder.conv_norm_out.weight
+        official.load_released(other, files[1:], "W8A8")
+    norm = official.load_released(other, files[1:], "W8A8", on_norms="take").vae.encoder.conv_norm_out.weight
     assert torch.equal(norm, content["model.model.encoder.norm_out.weight"])
     assert not torch.equal(norm, other.vae.encoder.conv_norm_out.weight), "the given pipeline keeps its own"
     halved = {k: v.half().float() if k.endswith((".weight", ".bias")) else v for k, v in content.items()}
-    row = official.load(small, [write(halved)]).history["released"][0]
+    row = official.load_released(small, [write(halved)]).history["released"][0]
     assert 0 < row["norm_difference"] < 2e-3 and (row["norms_differ"], row["norms"]) == (0, 104), "half precision fits"
 
 
 def test_bits_come_from_the_name_the_caller_or_not_at_all(small, files):
     with pytest.raises(ValueError, match="do not say for how many bits"):
-        official.load(small, files[1:])
-    recipe = official.load(small, files[1:], "W4A6").recipe
+        official.load_released(small, files[1:])
+    recipe = official.load_released(small, files[1:], "W4A6").recipe
     assert recipe.bits("vae.encoder.conv_in") == (4, 6)
     assert recipe.bits("vae.quant_conv") == recipe.bits("vae.decoder.conv_out") == (8, 8)
     with pytest.raises(ValueError, match=r"one in .*, but two in the recipe .split."):
-        official.load(small, files[1:], replace(W8A8, split=True))
+        official.load_released(small, files[1:], replace(W8A8, split=True))
     with pytest.raises(ValueError, match="one UNet file, one VAE file, or one of each"):
-        official.load(small, files[1:] * 2)
+        official.load_released(small, files[1:] * 2)
 
 
 def test_code_damage_and_absence_are_told_in_one_sentence(content, write, tmp_path):
     with pytest.raises(ValueError, match="nothing in it was run"):
-        official.read(write(content | {SOME: os.mkdir}))
+        official.read_released(write(content | {SOME: os.mkdir}))
     for damaged in (b"", b"no pickle", b"PK\x03\x04 half a zip"):
         (tmp_path / "vae.pth").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"vae.pth (is damaged or no checkpoint|was refused)"):
-            official.read(tmp_path / "vae.pth")
+            official.read_released(tmp_path / "vae.pth")
     with pytest.raises(ValueError, match="There is no file"):
-        official.read(tmp_path / "none.pth")
+        official.read_released(tmp_path / "none.pth")
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_read_is_written_to_the_last_bit_and_saved_as_any_other(small, files, released, tmp_path):
-    told, x = official.save(released["official"], tmp_path), torch.rand(3, 16, 16)
+    told, x = official.save_released(released["official"], tmp_path), torch.rand(3, 16, 16)
     assert told == {"files": {"unet_ckpt_merge_saw_sep.pth": 3730, "vae_ckpt_merge_saw_sep.pth": 680}, "lost": []}
     for path in files:
         assert_equal(path, tmp_path / path.name)
@@ -160,12 +161,12 @@ def calibrated_small(small):
 
 
 def test_our_calibration_is_exported_and_what_is_lost_is_told(small, calibrated_small, tmp_path):
-    told = official.save(calibrated_small, tmp_path, latent=8)
+    told = official.save_released(calibrated_small, tmp_path, latent=8)
     assert told["files"] == {"unet_ckpt_merge_saw_sep.pth": 3730, "vae_ckpt_merge_saw_sep.pth": 680}
     for word in ("Biases", "attention products", "halved by tokens", "one for all heads", "v is per token"):
         assert any(word in sentence for sentence in told["lost"]), word
     assert not any("Shifts" in sentence for sentence in told["lost"]), "LET's start has none"
-    theirs = official.load(small, sorted(tmp_path.iterdir()), "W8A8")
+    theirs = official.load_released(small, sorted(tmp_path.iterdir()), "W8A8")
     lr = bundled("calibration", count=2, size=64)[0].lr
     assert psnr_rgb(theirs(lr), small(lr)) > 20 and psnr_rgb(calibrated_small(lr), small(lr)) > 20
     for name, layer in quantized_layers(theirs.vae).items():
@@ -180,9 +181,9 @@ def test_a_shift_in_a_linear_layer_is_left_out_and_its_range_kept_whole(small, c
     layer = quantized_layers(q)[name]
     with torch.no_grad():
         layer.transform.offset.fill_(0.5)
-    told = official.save(q, tmp_path / "out", latent=8)
+    told = official.save_released(q, tmp_path / "out", latent=8)
     assert any(sentence.startswith("Shifts") for sentence in told["lost"])
-    theirs = official.load(small, sorted((tmp_path / "out").iterdir()), "W8A8")
+    theirs = official.load_released(small, sorted((tmp_path / "out").iterdir()), "W8A8")
     low, high = (t / layer.transform.scale for t in (layer.range.low, layer.range.high))
     assert not quantized_layers(theirs)[name].transform.offset.any()
     (lower, _), (_, upper) = boundaries(theirs, name)[1]
@@ -191,11 +192,11 @@ def test_a_shift_in_a_linear_layer_is_left_out_and_its_range_kept_whole(small, c
 
 def test_what_makes_no_whole_file_is_refused(small, files, tmp_path):
     with pytest.raises(ValueError, match="holds the whole UNet or the whole VAE"):
-        official.save(quantize(small, replace(W6A6, modules=("encoder",))), tmp_path)
+        official.save_released(quantize(small, replace(W6A6, modules=("encoder",))), tmp_path)
     with pytest.raises(RuntimeError, match="no activation range yet"):
-        official.save(quantize(small, W6A6), tmp_path)
+        official.save_released(quantize(small, W6A6), tmp_path)
     with pytest.raises(RuntimeError, match="no activation range yet"):
-        quantize(small, official.released_recipe([official.read(files[1])], "W6A6"))(torch.rand(3, 16, 16))
+        quantize(small, official.released_recipe([official.read_released(files[1])], "W6A6"))(torch.rand(3, 16, 16))
     assert not list(tmp_path.iterdir())
 
 
@@ -210,7 +211,7 @@ def test_the_released_file_runs_and_has_the_numbers_of_the_method_sheet():
     torch.manual_seed(0)
     pipe = small_sd21()
     pipe.vae = AutoencoderKL(**VAE).eval().requires_grad_(False)
-    q = official.load(pipe, [REAL], on_norms="take")
+    q = official.load_released(pipe, [REAL], on_norms="take")
     (row,) = q.history["released"]
     assert (row["tensors"], row["layers"], row["prefix"], q.recipe.name) == (680, 72, "model.", "W8A8 official")
     layer = f"vae.{diffusers_name('decoder.up.0.block.0.nin_shortcut')}"
@@ -230,6 +231,6 @@ def test_the_released_file_runs_and_has_the_numbers_of_the_method_sheet():
 
 @real_file
 def test_the_released_file_comes_out_to_the_last_bit_without_any_weights(tmp_path):
-    told = official.save(official.load(sd21(), [REAL]), tmp_path, prefix="model.")
+    told = official.save_released(official.load_released(sd21(), [REAL]), tmp_path, prefix="model.")
     assert told["files"] == {"vae_ckpt_merge_saw_sep.pth": 680}
     assert_equal(REAL, tmp_path / "vae_ckpt_merge_saw_sep.pth")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from passionsr_lab.official import strict_yaml
-from passionsr_lab.official.yaml import read
+from passionsr_lab.official.yaml import read_options
 from passionsr_lab.quantization.recipe import AT_LEAST
 
 BLOCK = {
@@ -77,7 +77,7 @@ class Plain(yaml.SafeDumper):
 
 
 def test_a_uv_file_becomes_our_recipe_and_options(write):
-    config = read(write(UV), "calibrate")
+    config = read_options(write(UV), "calibrate")
     o, recipe, unused = config.options, config.options["recipe"], config.unused
     assert (o["images"], o["out"], o["epochs"], o["batch"], o["seed"], o["size"]) == (
         "data/cali_dataset", Path("results/W6A6"), 2, 1, 42, 512)  # fmt: skip
@@ -97,25 +97,25 @@ def test_a_uv_file_becomes_our_recipe_and_options(write):
 
 
 def test_a_u_file_quantizes_the_unet_alone_and_tells_what_then_has_no_use(write):
-    config = read(write(U, {f"{Q}Vae": {"split": "?"}, f"{Q}encoder_train": STAGE}), "calibrate")
+    config = read_options(write(U, {f"{Q}Vae": {"split": "?"}, f"{Q}encoder_train": STAGE}), "calibrate")
     assert config.options["recipe"].modules == ("unet",) and config.options["epochs"] == 2
     assert config.unused[f"{Q}Vae"] == f"{Q}only_Unet is True" == config.unused[f"{Q}encoder_train"]
 
 
 def test_a_vae_with_other_bits_is_an_exception_to_the_unets(write):
     changes = {f"{Q}Vae.weight_quant_bits": 8, f"{Q}Vae.act_quant_bits": 8}
-    recipe = read(write(UV, changes), "calibrate").options["recipe"]
+    recipe = read_options(write(UV, changes), "calibrate").options["recipe"]
     assert recipe.bits("unet.conv_in") == (6, 6) and recipe.bits("vae.encoder.conv_in") == (8, 8)
     assert recipe.bits("unet.conv_out") == (8, 8) and recipe.name == "W6A6 VAE W8A8"
 
 
 def test_an_inference_file_names_tiles_colours_and_files(write):
-    config = read(write(INFERENCE, {f"{B}align_method": "wavelet"}), "upscale")
+    config = read_options(write(INFERENCE, {f"{B}align_method": "wavelet"}), "upscale")
     o = config.options
     assert (o["tile"], o["overlap"], o["colour"], o["model"]) == (64, 32, "wavelet", "osediff")
     assert o["released"] == [Path("u.pth"), Path("v.pth")] and o["output"] == Path("results/W6A6/RealSR")
     assert o["recipe"].name == "W6A6" and "tile_config.vae_decoder_tiled_size" in config.unused
-    plain = read(write(INFERENCE, {f"{Q}quantize": False, f"{B}align_method": ...}), "upscale")
+    plain = read_options(write(INFERENCE, {f"{Q}quantize": False, f"{B}align_method": ...}), "upscale")
     assert plain.options["released"] == [] and plain.options["recipe"] is None and "colour" not in plain.options
     assert plain.unused[f"{Q}Unet"] == f"{Q}quantize is False"
 
@@ -153,13 +153,13 @@ WRONG = [  # file, key, value, what is said
 @pytest.mark.parametrize(("content", "key", "value", "message"), WRONG, ids=[row[1] for row in WRONG])
 def test_a_wrong_value_is_refused_and_its_key_named(write, content, key, value, message):
     with pytest.raises(ValueError, match=message):
-        read(write(content, {} if content is INFERENCE else {key: value}), "calibrate")
+        read_options(write(content, {} if content is INFERENCE else {key: value}), "calibrate")
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "a/b", ".."])
 def test_a_data_set_is_a_name_and_never_leads_elsewhere(write, name):
     with pytest.raises(ValueError, match=r"dataset is '.*'; here it must match"):
-        read(write(INFERENCE, {"dataset": name}), "upscale")
+        read_options(write(INFERENCE, {"dataset": name}), "upscale")
 
 
 # -- YAML that says two things, or too much ---------------------------------------------------------------------------
@@ -205,7 +205,7 @@ STRANGE = {
 def test_yaml_that_says_two_things_or_too_much_is_refused_with_its_line(write, text):
     start = time.perf_counter()
     with pytest.raises(ValueError, match=rf"^\S*config.yaml[, ].*{STRANGE[text]}") as refused:
-        strict_yaml.read(write(text))
+        strict_yaml.read_strict(write(text))
     assert str(refused.value).endswith(".") and "\n" not in str(refused.value) and time.perf_counter() - start < 5
 
 
@@ -214,7 +214,7 @@ def test_anchors_merges_and_other_encodings_are_read(write):
         "base: &b {split: True, alpha: 0.3}\nUnet:\n  <<: *b\n  split: False\nVae: *b\nname: 'Größe'\nn: [*b, 0, 0x1F]"
     )
     for content in (text, text.encode("utf-16"), text.replace("\n", "\r\n")):
-        values, lines = strict_yaml.read(write(content))
+        values, lines = strict_yaml.read_strict(write(content))
         assert values["Unet"] == {"split": False, "alpha": 0.3} and values["Vae"] == values["base"] == values["n"][0]
         assert values["name"] == "Größe" and values["n"][1:] == [0, 31]
         assert (lines["Unet.split"], lines["Vae"], lines["name"]) == (4, 5, 6)
@@ -224,4 +224,4 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, why in (("pipe", "it is no file"), (".", "it is no file"), ("none.yaml", "No such file")):
         with pytest.raises(ValueError, match=f"cannot be read: {why}"):
-            strict_yaml.read(tmp_path / name)
+            strict_yaml.read_strict(tmp_path / name)

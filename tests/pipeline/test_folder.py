@@ -9,7 +9,7 @@ from made import refused
 from safetensors.torch import load_file, save_file
 
 import passionsr_lab as lab
-from passionsr_lab.pipeline.folder import load
+from passionsr_lab.pipeline.folder import load_pipeline
 from passionsr_lab.pipeline.onestep import CONFIG, EMBEDDING
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -27,7 +27,7 @@ def test_another_architecture_works_everywhere(make_pipe, tmp_path, pairs, what)
     pipe = make_pipe(**OTHERS[what], name="another")
     lr = pairs[0].lr[:, :7, :5]
     expected = pipe(lr)
-    back = load(pipe.save(tmp_path / "another"))
+    back = load_pipeline(pipe.save(tmp_path / "another"))
     assert (back.timestep, back.upscale, back.name) == (pipe.timestep, 4, "another")
     assert (back.factor, back.multiple) == (2 ** (len(OTHERS[what].get("vae", "ab")) - 1), pipe.multiple)
     assert torch.equal(back(lr), expected)
@@ -69,21 +69,21 @@ def test_a_compiled_pipeline_is_saved_as_the_plain_one(make_pipe, folder, tmp_pa
 
 
 def test_weights_are_read_as_plain_half_variant_or_sharded_files(pipe, copied, pairs):
-    expected = load(copied)(pairs[0].lr)
+    expected = load_pipeline(copied)(pairs[0].lr)
     pipe.unet.save_pretrained(copied / "unet", max_shard_size="20KB")
     assert len(list((copied / "unet").glob("*-of-*"))) > 1
     (copied / "unet" / WEIGHTS).unlink(missing_ok=True)
-    assert torch.equal(load(copied)(pairs[0].lr), expected)
-    half = load(copied).half()
+    assert torch.equal(load_pipeline(copied)(pairs[0].lr), expected)
+    half = load_pipeline(copied).half()
     for name in ("unet", "vae"):
         shutil.rmtree(copied / name)
         options = {"max_shard_size": "20KB"} if name == "unet" else {}
         getattr(half, name).save_pretrained(copied / name, variant="fp16", **options)
         assert not (copied / name / WEIGHTS).exists()
-    torch.testing.assert_close(load(copied)(pairs[0].lr), expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(load_pipeline(copied)(pairs[0].lr), expected, rtol=0, atol=0.02)
     shutil.copy(copied / "vae" / WEIGHTS.replace(".s", ".fp16.s"), copied / "vae" / WEIGHTS.replace(".s", ".ema.s"))
     with refused(copied / "vae", "ema and fp16"):
-        load(copied)
+        load_pipeline(copied)
 
 
 def cut(path):
@@ -149,13 +149,13 @@ def test_a_folder_that_is_broken_or_not_understood_is_refused_in_one_sentence(co
     words, damage = BREAKS[what]
     damage(copied)
     with refused(copied, words):
-        load(copied)
+        load_pipeline(copied)
 
 
 def test_what_is_neither_folder_nor_model_is_refused_in_one_sentence():
     for name in ("nowhere", "./nowhere", "/nowhere/at/all", "some/where/else", "no-body/no-thing"):
         with refused(name):
-            load(name)
+            load_pipeline(name)
 
 
 # -- the prompt branch ------------------------------------------------------------------------------------------------
@@ -167,13 +167,13 @@ def prompted(tmp_path_factory):
 
 
 def test_a_model_with_its_branch_survives_a_folder(prompted, pairs):
-    assert torch.equal(load(prompted, prompt=True)(pairs[0].lr), lab.tiny(prompt=True)(pairs[0].lr))
-    assert load(prompted).prompt is None
+    assert torch.equal(load_pipeline(prompted, prompt=True)(pairs[0].lr), lab.tiny(prompt=True)(pairs[0].lr))
+    assert load_pipeline(prompted).prompt is None
 
 
 def test_a_branch_that_is_missing_or_not_understood_is_refused_in_one_sentence(folder, prompted, tmp_path):
     with refused("has no complete prompt branch"):
-        load(folder, prompt=True)
+        load_pipeline(folder, prompt=True)
     tagger, encoder = "tagger/model.safetensors", "text_encoder/model.safetensors"
     name = min(load_file(prompted / encoder))
     for i, (words, damage) in enumerate((
@@ -186,4 +186,4 @@ def test_a_branch_that_is_missing_or_not_understood_is_refused_in_one_sentence(f
         copy = shutil.copytree(prompted, tmp_path / f"{i}")
         damage(copy)
         with refused(copy, words):
-            load(copy, prompt=True)
+            load_pipeline(copy, prompt=True)

@@ -8,23 +8,24 @@ from made import picture, refused
 from safetensors.torch import load_file, save_file
 
 from passionsr_lab.imaging.pictures import read_image
-from passionsr_lab.util.checkpoint import read, require_intact
+from passionsr_lab.util.checkpoint import read_checkpoint, require_intact
 from passionsr_lab.util.files import write_checkpoint, write_tensors
 
 TENSORS = {
     "a": torch.arange(600.0).view(20, 30), "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(2),
     "d": torch.rand(4, 5).T, "e": torch.empty(0),
+    "f": torch.tensor([3.0]).as_strided((1, 1), (0, 0)),
 }  # fmt: skip
 
 
 def safetensors(path):
     write_tensors(path.with_suffix(".safetensors"), TENSORS)
-    return path.with_suffix(".safetensors"), read
+    return path.with_suffix(".safetensors"), read_checkpoint
 
 
 def zipped(path):
     write_checkpoint(path.with_suffix(".pt"), TENSORS)
-    return path.with_suffix(".pt"), read
+    return path.with_suffix(".pt"), read_checkpoint
 
 
 def png(path):
@@ -64,7 +65,7 @@ def test_files_of_others_that_have_no_digest_are_believed(tmp_path):
     save_file({k: v.contiguous() for k, v in TENSORS.items()}, theirs, {"format": "pt"})
     for path in (ours, theirs):
         require_intact(path)
-        assert same(read(path), TENSORS)
+        assert same(read_checkpoint(path), TENSORS)
 
 
 def test_a_model_whose_weights_were_damaged_is_refused_and_one_that_was_written_anew_is_not(pipe, tmp_path):
