@@ -260,3 +260,22 @@ def test_files_that_differ_in_their_suffix_only_are_refused_by_name(tmp_path):
         matching_files(left, right, "_x4", "_x4")
     with refused("end in _x2"):
         matching_files(left, right, "_x2", "_x2")
+
+
+def test_the_colour_profile_of_a_picture_is_kept_by_every_format_that_has_one(tmp_path):
+    from PIL import ImageCms
+
+    from passionsr_lab.imaging.pictures import colour_profile
+
+    profile, image = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(), picture(4)
+    for name in ("a.png", "a.jpg", "a.webp", "a.tif"):
+        image.save(tmp_path / name, icc_profile=profile)
+        assert colour_profile(tmp_path / name) == profile
+        restored = picture(8)
+        restored.info["icc_profile"] = colour_profile(tmp_path / name)
+        write_image(restored, tmp_path / f"x4{name}")
+        assert colour_profile(tmp_path / f"x4{name}") == profile, name
+    write_image(picture(8), tmp_path / "none.png")
+    assert colour_profile(tmp_path / "none.png") is None
+    image.convert("CMYK").save(tmp_path / "cmyk.jpg", icc_profile=profile)
+    assert colour_profile(tmp_path / "cmyk.jpg") is None, "its numbers are converted"
