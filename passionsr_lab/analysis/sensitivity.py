@@ -116,7 +116,7 @@ def measure(q: QuantizedSR, images: Sequence[Image.Image | Tensor], layers: Sequ
 
     Between records the pipeline is as it was before, so it may be used, and the loop left, at any of them.
     """
-    bench = _Bench(q, images)
+    bench = Bench(q, images)
     with mode(q, "quantized"):
         all_db = bench.psnr("decoder", "quantized")
     found, owner = q.layers, {n: m for m in MODULES for n in quantized_layers(segment_modules(q, m))}
@@ -130,7 +130,7 @@ def measure(q: QuantizedSR, images: Sequence[Image.Image | Tensor], layers: Sequ
         }  # fmt: skip
 
 
-class _Bench:
+class Bench:
     """The images' way through the float and the quantized network, kept where each module begins, so that what comes
     before a layer's module need not run again.  Images of one size go together."""
 

@@ -116,3 +116,35 @@ def shares(frame: DataFrame, label: str = "", heading: str = "Who pays for what"
     ax.grid(False, axis="y")
     legend(fig, ax.get_legend_handles_labels()[0])
     return fig
+
+
+@drawn
+def widths(
+    curve: DataFrame,
+    chosen: DataFrame,
+    budget: float,
+    label: str = "budget",
+    heading: str = "Bits for every layer under a budget",
+    width: float = PAGE,
+):
+    """What a budget buys: the curve of the best choices with this one marked, and the bits of every layer in it.
+
+    Args:
+        curve: one row per budget: budget, predicted_db.
+        chosen: one row per layer in network order: layer, module, bits.
+        budget: the one whose choice is drawn.
+        label: of the budget, with its unit.
+    """
+    require(curve, "budget", "predicted_db")
+    require(chosen, "layer", "module", "bits")
+    fig, axes = figure(heading, width, 2.2, 1, 2, width_ratios=(1, 2.2))
+    left, right = axes[0]
+    left.plot(curve.budget, curve.predicted_db, "o-", color=PALETTE[0], ms=3, linewidth=0.9)
+    left.axvline(budget, color=ACCENT, linewidth=0.8, linestyle="--", zorder=1)
+    left.set(xlabel=label, ylabel="predicted PSNR to full precision (dB)")
+    colours = [module_colour(module) for module in chosen.module]
+    right.bar(range(1, len(chosen) + 1), chosen.bits, 1.0, color=colours, linewidth=0)
+    network_axis(right, [*chosen.module])
+    right.set(ylabel="bits")
+    right.yaxis.get_major_locator().set_params(integer=True)
+    return fig

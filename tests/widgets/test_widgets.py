@@ -1,14 +1,18 @@
 """The explorers: their arithmetic against direct computation, and one call of it per change."""
 
+import json
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
+import passionsr_lab as lab
+from passionsr_lab.analysis.budget import width_errors, within_budget
 from passionsr_lab.analysis.observe import layer_input, observing
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
-from passionsr_lab.widgets import boundaries, layers, let
+from passionsr_lab.widgets import boundaries, budget_explorer, layers, let
 from passionsr_lab.widgets.picture import png
 
 generator = torch.Generator().manual_seed(0)
@@ -221,3 +225,17 @@ def test_every_control_can_be_reached_and_understood_and_no_figure_stays_open(ex
     widget = explorers["let_figure"][1]
     assert widget.picture.value == png(let.let_figure(CONV, X, name="one layer", **widget.values))
     assert plt.get_fignums() == []
+
+
+# -- budget -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_budget_explorer_gives_the_recipe_that_it_shows(pipe, pairs):
+    errors = width_errors(pipe, pairs[:1], (3, 8), "maxmin")
+    explorer = budget_explorer(pipe, errors, percent=50)
+    first = explorer.recipe
+    assert first == within_budget(pipe, errors, 5.5) and eval(explorer.python.value, {"lab": lab}) == first
+    explorer.explorer.set(of="bit_operations", percent=100)
+    assert {bits for name in errors.layer for bits in explorer.recipe.bits(name)} == {8}
+    assert lab.Recipe.from_dict(json.loads(explorer.json.value)) == explorer.recipe
+    assert not explorer.explorer.note.value and bytes(explorer.explorer.picture.value).startswith(b"\x89PNG")
