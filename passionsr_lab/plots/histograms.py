@@ -71,6 +71,8 @@ def draw_distribution(ax, edges, counts, bounds=None, bits=None, zero_point="int
         raise ValueError(f"{len(counts)} counts have {len(counts) + 1} edges, not {len(edges)}.")
     filled = np.flatnonzero(counts) if counts.any() else np.arange(len(counts))
     ax.stairs(counts[filled[0] : filled[-1] + 1], edges[filled[0] : filled[-1] + 2], fill=True, color=PALETTE[5])
+    if len(filled) < len(counts) / 8:  # single values: their bins are thinner than a pixel
+        ax.vlines((edges[filled] + edges[filled + 1]) / 2, 0.7, counts[filled], color=PALETTE[5], linewidth=0.8)
     notes = [name] * bool(name)
     if bounds:
         for bound in bounds:

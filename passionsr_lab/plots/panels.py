@@ -22,24 +22,34 @@ def layer_panels(
     bits: int | None = None,
     zero_point: str = "integer",
     heading: str = "One layer's input",
+    weights: Mapping[str, tuple] | None = None,
 ):
-    """A layer's distribution (above) and its channels' ranges (below), a column per state, all on the same axes.
+    """A layer's distribution (above) and its channels' ranges (below), a column per state, on the same axes.
 
     Args:
         states: name ("before LET") -> (edges, counts, bounds or None, channels), the last one a frame with channel, low
             and high.
         bits, zero_point: of the quantizer whose grid is drawn where there are bounds.
+        weights: the same of the layer's weight, in further columns, on axes of their own.
     """
     if not states:
         raise ValueError("There is nothing to draw.")
-    fig, axes = figure(heading, PAGE, 3.7, 2, len(states), sharex="row", sharey="row")
-    for column, (name, (edges, counts, bounds, channels)) in zip(axes.T, states.items()):
-        draw_distribution(column[0], edges, counts, bounds, bits, zero_point, name)
-        draw_channels(column[1], channels, bounds)
+    groups = [states, weights or {}]
+    fig, axes = figure(heading, PAGE, 3.7, 2, sum(map(len, groups)))
+    columns = iter(axes.T)
+    for group, what in zip(groups, ("activation", "weight")):
+        own = [next(columns) for _ in group]
+        for ax, first in ((ax, first) for column in own[1:] for ax, first in zip(column, own[0])):
+            ax.sharex(first)
+            ax.sharey(first)
+        for column, (name, (edges, counts, bounds, channels)) in zip(own, group.items()):
+            draw_distribution(column[0], edges, counts, bounds, bits, zero_point, name)
+            draw_channels(column[1], channels, bounds)
+            column[1].set_ylabel(what if column is own[0] else "")
     axes[0, 0].set_ylabel("count")
-    for ax in axes[:, 1:].flat:
+    for ax in axes[0, 1:]:
         ax.set_ylabel("")
-    known = any(bounds for _, _, bounds, _ in states.values())
+    known = any(bounds for group in groups for _, _, bounds, _ in group.values())
     called = (f"boundaries and grid of {2**bits} values" if bits else "boundaries") if known else ""
     legend(fig, range_marks(axes[1, 0], called))
     return fig

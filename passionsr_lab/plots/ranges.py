@@ -116,6 +116,8 @@ def draw_channels(ax, frame: DataFrame, bounds: tuple[float, float] | None = Non
     """Draws lowest to highest value of each channel into `ax`, arguments as in `channel_ranges`."""
     thick = float(np.clip(150 / len(frame), 0.4, 3))
     ax.vlines(frame.channel, frame.low, frame.high, color=PALETTE[0], linewidth=thick)
+    one = frame[frame.low == frame.high]  # a channel that never changes
+    ax.plot(one.channel, one.low, "_", color=PALETTE[0], ms=max(2, thick))
     for level in (frame.low.min(), frame.high.max()):
         ax.axhline(level, color=GREY, linestyle="--", linewidth=0.6)
     for level in bounds or ():

@@ -96,6 +96,7 @@ FIGURES = {
     "sensitivity": (plots.sensitivity, NOISE),
     "sensitivity, low": (plots.sensitivity, NOISE, "local_db", "low", 5),
     "shares": (plots.shares, SHARES, "parameters (M)"),
+    "widths": (plots.widths, pd.DataFrame({"budget": [3, 4], "predicted_db": [20, 30.0]}), NOISE.assign(bits=4), 3.5),
     "split": (plots.split, HR, HR / 2, 0.4, ("HR", "MaxMin W4A4")),
     "surface": (plots.error_surface, [-2, -1], [1, 2, 3], np.arange(6.0).reshape(2, 3), {"MaxMin": (-2, 3)}),
 }

@@ -227,6 +227,33 @@ def test_every_control_can_be_reached_and_understood_and_no_figure_stays_open(ex
     assert plt.get_fignums() == []
 
 
+def test_the_layer_table_is_sorted_and_searched_without_a_new_picture(q, stats, calls):
+    explorer = layers.layer_explorer(stats, q)
+    control, rows, drawn = explorer.controls["layer"], explorer.rows, len(calls)
+    listed = lambda: [name for _, name in control.options]
+    assert listed() == [*rows.layer] and rows.number.is_monotonic_increasing
+    first = control.value
+    explorer.sort.value, explorer.falling.value = "high", True
+    assert listed() == [*rows.sort_values("high", ascending=False, kind="stable").layer]
+    assert control.value == first and len(calls) == drawn, "the chosen layer stays"
+    explorer.search.value = "decoder"
+    assert listed() and all("decoder" in name for name in listed()) and control.value == listed()[0]
+    assert len(calls) == drawn + (first != control.value)
+    explorer.search.value = "no such layer"
+    assert "No row" in explorer.note.value and control.value in rows.layer.tolist()
+
+
+def test_the_layer_table_says_what_was_measured(q, stats):
+    rows = layers.layer_rows(stats, q, noise=lab.propagation(q, [torch.rand(3, 8, 8)])).set_index("layer")
+    before, after = (
+        stats.layers(after=a).assign(layer=lambda f: f.layer.astype(str)).set_index("layer") for a in (False, True)
+    )
+    name = "unet.conv_in"
+    span = lambda frame: frame.high[name] - frame.low[name]
+    assert rows.let[name] == pytest.approx(span(after) / span(before))
+    assert rows.act_bits[name] == q.layers[name].setting.act_bits and np.isfinite(rows.local_db[name])
+
+
 # -- budget -----------------------------------------------------------------------------------------------------------
 
 
