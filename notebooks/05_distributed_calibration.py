@@ -136,6 +136,11 @@ for run, record in widgets.follow(race(works, clock), steps, "both calibrations"
             pd.DataFrame(losses), f"Loss of each module over all pairs: DQC against joint, {RECIPE}", 1, caption=caption
         )
         live = live.update(figure5) or live if live else display(figure5, display_id=True)
+
+# %% [markdown]
+# Interrupted, the run so far goes on below.
+
+# %%
 records, quality = pd.DataFrame(records), pd.DataFrame(quality)
 saved = plots.save(figure5, "dqc_loss", FIGURES)
 

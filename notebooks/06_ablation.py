@@ -136,6 +136,16 @@ if runs is not None:
 whole if runs is not None else None
 
 # %% [markdown]
+# ## Any row again, or another
+# With a running kernel: a row of the table above, or any widths, modules, method and budget; runs stand below each other
+# with their difference to the first.
+
+# %%
+pairs = lab.bundled("calibration", PAIRS, SIZE, SEED)
+tests = lab.bundled("test", TEST_PAIRS, TEST_SIZE, SEED)
+widgets.calibration_bench(lab.load(MODEL), pairs, tests, RECIPE, epochs=EPOCHS, rows=configurations)
+
+# %% [markdown]
 # ## What this showed
 # Each part adds: LBQ over MaxMin, LET over LBQ. DQC and joint training (LBQ + LET) make equal updates and, the decoder
 # being where most of both is spent, take about equal seconds: DQC is 0.4 dB ahead at 4 bits, 0.2 behind at 6 and

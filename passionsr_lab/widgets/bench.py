@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox
+from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox, Widget
 
 from .. import plots
 from ..calibration import checkpoint
@@ -20,7 +20,9 @@ from ..methods import DEFAULT, METHODS
 from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
-from ..quantization.recipe import RECIPES
+from ..quantization.recipe import Recipe
+from ..quantization.recipe import recipe as recipe_named
+from ..util.names import MODULES
 from ..util.progress import spoken
 from .interrupt import interrupts
 from .picture import menu, png, slider
@@ -67,19 +69,20 @@ class CalibrationBench(VBox):
     do the same: what was begun since the last record is thrown away, and what was not reached gets its plain ranges.
     `quantized` is then a pipeline that works, and `records` its records so far; Continue goes on as if nothing had
     been.  A bench that is made ends what another one still runs.  Arguments: see `calibration_bench`.
+
+    `runs` has a row for every run so far: its settings, PSNR against full precision, and the difference to the first.
     """
 
-    def __init__(self, pipe, pairs, tests, recipe, method, recipes, methods, every, options, records):
+    def __init__(self, pipe, pairs, tests, recipe, method, methods, every, options, records, rows):
         self.pipe, self.pairs, self.every, self.options = pipe, list(pairs), every, options
         self.tests, self.full = [p.lr for p in tests], None
-        self.records, self.quantized, self.error = list(records), None, None
+        self.records, self.quantized, self.error, self.runs = list(records), None, None, []
         self._stopping, self._thread = threading.Event(), None
-        self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), ()
-        self.recipe = menu("Bits", list(recipes), recipe, "Bits of weights and activations")
-        named = [(METHODS[name].label, name) for name in methods]
-        self.method = menu("Method", named, method, "What fills the layers' slots, and what is trained when")
-        tip = "Passes over the pairs, times the share of a stage; joint methods and DQC make as many updates in sum"
-        self.epochs = slider("Epochs", options.pop("epochs", 2), 1, 16, tip)
+        self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), {}
+        self.controls = _controls(recipe, methods, method, options.pop("epochs", 2), len(self.pairs))
+        self.rows = [] if rows is None else rows.to_dict("records")
+        self.row = menu("Row", [("", None), *_row_names(self.rows)], None, "Take the settings of a row of the table")
+        self.row.observe(lambda change: self.choose(self.rows[change.new]) if change.new is not None else None, "value")
         self.go = Button(description="Calibrate", button_style="primary", tooltip="Start anew with these settings")
         self.halt = Button(description="Stop", disabled=True, tooltip="Stop at once; the model works")
         self.further = Button(description="Continue", disabled=True, tooltip="Go on where Stop ended it")
@@ -87,14 +90,15 @@ class CalibrationBench(VBox):
         self.status = HTML("Ready.", layout=Layout(height="24px"))
         self.picture = Image(format="png", layout=Layout(height="330px", max_width="100%", object_fit="contain"))
         self.picture.layout.object_position = "left top"
-        controls = [self.recipe, self.method, self.epochs, self.go, self.halt, self.further]
+        self.table = HTML()
+        controls = [*[self.row] * bool(self.rows), *self.controls.values(), self.go, self.halt, self.further]
         for control in controls:
             control.tabbable = True
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
         self.further.on_click(lambda _: self.resume())
         row = HBox(controls, layout=Layout(flex_flow="row wrap"))
-        super().__init__([row, HBox([self.bar, self.status]), self.picture])
+        super().__init__([row, HBox([self.bar, self.status]), self.picture, self.table])
         if self.records:
             self._draw()
         for other in [*_benches]:
@@ -105,6 +109,20 @@ class CalibrationBench(VBox):
         return "(calibration bench: needs a running kernel; calibration_figure draws the same picture)"
 
     @property
+    def settings(self) -> dict:
+        """What the controls say now: recipe, method, epochs, pairs."""
+        values = {name: control.value for name, control in self.controls.items()}
+        widths = f"W{values.pop('weights')}A{values.pop('activations')}"
+        return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values}
+
+    def choose(self, row: Mapping) -> None:
+        """Sets the controls as a row of `lab.grid` says: recipe, method, and epochs and pairs where it has them."""
+        recipe = row["recipe"] if isinstance(row["recipe"], Recipe) else recipe_named(row["recipe"])
+        given = {"weights": recipe.weight_bits, "activations": recipe.act_bits, "modules": recipe.modules}
+        for name, value in (given | {k: row[k] for k in ("method", "epochs", "pairs") if k in row}).items():
+            self.controls[name].value = value
+
+    @property
     def running(self) -> bool:
         """Whether a calibration is in progress."""
         return self._thread is not None and self._thread.is_alive()
@@ -113,14 +131,14 @@ class CalibrationBench(VBox):
         """What the Calibrate button does; nothing while a calibration runs."""
         if not self.running:
             self._kept.unlink(missing_ok=True)
-            self._settings = self.recipe.value, self.method.value, self.epochs.value
+            self._settings = self.settings
             self.records = []
             self._launch()
 
     def resume(self) -> None:
         """What the Continue button does: a run that was stopped goes on, with the settings that it had."""
         if not self.running and self._kept.exists():
-            self.recipe.value, self.method.value, self.epochs.value = self._settings
+            self.choose(self._settings)
             self._launch()
 
     def stop(self) -> None:
@@ -166,8 +184,9 @@ class CalibrationBench(VBox):
                 self._busy(False)
 
     def _begun(self) -> Calibration:
-        recipe, method, epochs = self._settings
-        return Calibration(quantize(self.pipe, recipe), self.pairs, METHODS[method], epochs=epochs, **self.options)
+        asked, q = self._settings, quantize(self.pipe, self._settings["recipe"])
+        pairs, method = self.pairs[: asked["pairs"]], METHODS[asked["method"]]
+        return Calibration(q, pairs, method, epochs=asked["epochs"], **self.options)
 
     def _calibrate(self, work: Calibration) -> bool:
         """Runs to the end, and says so; False where it was stopped before."""
@@ -206,22 +225,58 @@ class CalibrationBench(VBox):
         self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
 
     def _reached(self, q: QuantizedSR) -> str:
+        asked = self._settings
+        row = asked | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules), "dB": None}
+        self.runs.append(row)
+        if self.tests:
+            self.full = self.full or [self.pipe(x) for x in self.tests]
+            row["dB"] = fidelity(q, self.tests, self.full)
+            row["to the first (dB)"] = row["dB"] - self.runs[0]["dB"]
+        self.table.value = _run_table(self.runs)
         if not self.tests:
             return "the model is in `quantized`."
-        self.full = self.full or [self.pipe(x) for x in self.tests]
-        return f"{fidelity(q, self.tests, self.full):.2f} dB against full precision on {len(self.tests)} test pictures."
+        return f"{row['dB']:.2f} dB against full precision on {len(self.tests)} test pictures."
 
     def _draw(self) -> None:
-        self.picture.value = png(calibration_figure(self.records, self.recipe.value, self.method.label))
+        asked = self._settings or self.settings
+        label = METHODS[asked["method"]].label
+        self.picture.value = png(calibration_figure(self.records, asked["recipe"].name, label))
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"
 
     def _busy(self, busy: bool) -> None:
-        for control in (self.recipe, self.method, self.epochs, self.go):
+        for control in (self.row, *self.controls.values(), self.go):
             control.disabled = busy
         self.halt.disabled = not busy
         self.further.disabled = busy or not self._kept.exists()
+
+
+def _controls(recipe: str, methods: Sequence[str], method: str, epochs: int, pairs: int) -> dict[str, Widget]:
+    first = recipe_named(recipe)
+    widths = list(range(2, 9))
+    named = [(METHODS[name].label, name) for name in methods]
+    modules = [("all", MODULES), *((name, (name,)) for name in MODULES), ("VAE", ("encoder", "decoder"))]
+    tip = "Passes over the pairs, times the share of a stage; joint methods and DQC make as many updates in sum"
+    return {
+        "weights": menu("Weights", widths, first.weight_bits, "Bits of weights", "110px"),
+        "activations": menu("Activations", widths, first.act_bits, "Bits of activations", "130px"),
+        "modules": menu("Modules", modules, first.modules, "What is quantized; unet alone is PassionSR-U", "150px"),
+        "method": menu("Method", named, method, "What fills the layers' slots, and what is trained when"),
+        "epochs": slider("Epochs", epochs, 1, 16, tip),
+        "pairs": slider("Pairs", pairs, 1, max(pairs, 2), "How many of the pairs are calibrated on"),
+    }
+
+
+def _row_names(rows: Sequence[Mapping]) -> list[tuple[str, int]]:
+    told = ("recipe", "method", "seed", "epochs")
+    return [(", ".join(f"{k} {row[k]}" for k in told if k in row), i) for i, row in enumerate(rows)]
+
+
+def _run_table(runs: Sequence[Mapping]) -> str:
+    import pandas as pd
+
+    return pd.DataFrame(runs).to_html(border=0, float_format=lambda value: f"{value:.2f}", na_rep="")
 
 
 def _ending(stopping: threading.Event) -> Callable:
@@ -247,10 +302,10 @@ def calibration_bench(
     tests: Sequence[Pair] = (),
     recipe: str = "W6A6",
     method: str = DEFAULT,
-    recipes: Sequence[str] = tuple(RECIPES),
     methods: Sequence[str] | None = None,
     every: int = 2,
     records=None,
+    rows=None,
     **options,
 ) -> CalibrationBench:
     """Choose bits and method, press Calibrate, watch the loss curves move, stop, go on; `calibration_figure` draws it.
@@ -259,10 +314,11 @@ def calibration_bench(
         pipe: a full-precision pipeline, which stays as it is; each run quantizes it anew.
         pairs: to calibrate on.
         tests: pairs of other pictures; their PSNR against full precision is told at the end.
-        recipe, method: the first choice, out of `recipes` and `methods`.
-        methods: names; by default all that are registered by now.
+        recipe, method: the first choice.
+        methods: names to choose from; by default all that are registered by now.
         every: steps between two pictures.
         records: of an earlier run, shown until the first one here.
+        rows: of `lab.grid`; a menu then takes the settings of one of them, to run it again.
         options: epochs, batch, seed, rates of `Calibration`.
 
     Example:
@@ -272,6 +328,6 @@ def calibration_bench(
         >>> bench.wait().label
         'simulated'
     """
-    rows = [] if records is None else records.to_dict("records")
+    before = [] if records is None else records.to_dict("records")
     methods = list(METHODS) if methods is None else methods
-    return CalibrationBench(pipe, pairs, tests, recipe, method, recipes, methods, every, options, rows)
+    return CalibrationBench(pipe, pairs, tests, recipe, method, methods, every, options, before, rows)

@@ -23,7 +23,9 @@ def test_the_bench_calibrates_any_registered_method_and_tells_the_result(pipe, p
     mine = replace(lab.METHODS["lbq"], name="mine", label="My own", stages=stages)
     monkeypatch.setitem(lab.METHODS, "mine", mine)  # what lab.register does
     bench = widgets.calibration_bench(pipe, pairs[:2], pairs[2:3], method="mine", epochs=1, batch=1, every=1)
-    assert [name for _, name in bench.method.options] == list(lab.METHODS) and bench.method.label == "My own"
+    assert [name for _, name in bench.controls["method"].options] == list(lab.METHODS) and bench.controls[
+        "method"
+    ].label == "My own"
     bench.start()
     q = bench.wait(300)
     assert bench.error is None and q.recipe.name == "W6A6" and q.method == mine
@@ -38,7 +40,7 @@ def test_the_bench_calibrates_any_registered_method_and_tells_the_result(pipe, p
 
 
 def test_stop_ends_between_two_steps_and_leaves_a_model_that_works(bench):
-    bench.epochs.value = 16
+    bench.controls["epochs"].value = 16
     bench.start()
     while not any(r["event"] == "step" for r in bench.records):
         time.sleep(0.01)
@@ -57,18 +59,35 @@ def test_continue_goes_on_from_stop_to_the_bits_of_a_run_that_was_never_stopped(
             time.sleep(0.01)
         bench.stop()
         assert bench.wait(60) is not None and not bench.further.disabled
-    bench.method.value = "maxmin"  # it goes on with what it began with
+    bench.controls["method"].value = "maxmin"  # it goes on with what it began with
     bench.resume()
     q = bench.wait(120)
-    assert bench.method.value == q.method.name == lab.methods.DEFAULT and bench.further.disabled
+    assert bench.controls["method"].value == q.method.name == lab.methods.DEFAULT and bench.further.disabled
     other = lab.quantize(pipe, "W6A6")
     frame = lab.calibrate(other, pairs[:2], epochs=1, batch=1)
     assert all(torch.equal(value, state(q)[key]) for key, value in state(other).items())
     assert len(frame) == sum(r["event"] != "plan" for r in bench.records)
 
 
+def test_any_recipe_runs_a_row_of_a_table_too_and_runs_stand_side_by_side(pipe, pairs):
+    rows = lab.grid(recipe=["W3A5"], method=["maxmin", "let"], epochs=[1], pairs=[1])
+    bench = widgets.calibration_bench(pipe, pairs[:2], pairs[2:3], epochs=1, every=100, rows=rows)
+    for i in (0, 1):
+        bench.row.value = i
+        bench.start()
+        q = bench.wait(60)
+        assert (q.recipe.weight_bits, q.recipe.act_bits, q.method.name) == (3, 5, rows.method[i])
+        assert q.history["pairs"] == 1
+    bench.controls["modules"].value = ("unet",)
+    bench.start()
+    assert bench.wait(60).recipe.modules == ("unet",)
+    first, second, third = bench.runs
+    assert second["to the first (dB)"] == second["dB"] - first["dB"] and third["modules"] == "unet"
+    assert bench.table.value.count("<tr") == 4
+
+
 def test_a_new_bench_ends_what_another_one_runs(pipe, pairs, bench):
-    bench.epochs.value = 16
+    bench.controls["epochs"].value = 16
     bench.start()
     while not bench.records:
         time.sleep(0.01)
@@ -103,11 +122,11 @@ def test_an_error_is_told_and_the_bench_stays_usable(bench):
     bench.pairs = []
     bench.start()
     assert bench.wait(60) is None
-    assert "at least one pair" in bench.status.value and not bench.go.disabled
+    assert "give at least one" in bench.status.value and not bench.go.disabled
 
 
 def test_every_control_has_a_label_a_tooltip_and_the_tab_key(bench):
-    controls = [bench.recipe, bench.method, bench.epochs, bench.go, bench.halt, bench.further]
+    controls = [bench.row, *bench.controls.values(), bench.go, bench.halt, bench.further]
     assert all(control.description and control.tooltip and control.tabbable for control in controls)
     assert all(not c.continuous_update for c in controls if "continuous_update" in c.traits())
 
