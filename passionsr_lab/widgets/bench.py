@@ -92,7 +92,7 @@ class CalibrationBench(VBox):
         self.picture.layout.object_position = "left top"
         self.table = HTML()
         controls = [*[self.row] * bool(self.rows), *self.controls.values(), self.go, self.halt, self.further]
-        for control in controls:
+        for control in (self.row, *controls):
             control.tabbable = True
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
