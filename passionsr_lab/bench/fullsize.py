@@ -88,7 +88,8 @@ def fullsize(options: FullSize, make=sd21) -> Iterator[dict]:
 
 def _calibrated(quantized: QuantizedSR, options: FullSize, generator: torch.Generator) -> Iterator[dict]:
     side = options.crop // UPSCALE
-    pair = Pair("random", torch.rand(3, side, side, generator=generator), torch.empty(0))
+    lr, hr = torch.rand(3, side, side, generator=generator), torch.zeros(3, options.crop, options.crop)
+    pair = Pair("random", lr, hr)
     for record in Calibration(quantized, [pair], find(DEFAULT), batch=1, lean=True).probe():
         yield {"step": "calibrate"} | {key: record[key] for key in ("module", "loss", "seconds", "peak_bytes")}
 

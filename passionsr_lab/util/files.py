@@ -124,6 +124,8 @@ def read_json(path: str | Path) -> dict:
         content = json.loads(
             Path(path).read_text(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(content, dict):
