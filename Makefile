@@ -3,6 +3,7 @@
 # make lab       JupyterLab on the notebooks
 # make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about 15
 #                minutes on 2 cores); screenshots in build/browser/
+# make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
 PYTHON ?= python3
@@ -14,9 +15,10 @@ export PYTHONWARNINGS = ignore::DeprecationWarning
 # Numbers depend on it in their last bits; and tensors are so small that a second thread mostly waits.
 export OMP_NUM_THREADS = 1
 export PASSIONSR_STORE = $(CURDIR)/build/store
+MODULES = $(subst /,.,$(basename $(filter-out %__init__.py,$(wildcard passionsr_lab/*/*.py))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks ablation slow browser wheel clean
+.PHONY: figures test lab lint unit notebooks ablation slow browser docs wheel clean
 
 figures: $(READY)
 	$(BIN)/python -m passionsr_lab.tools.notebooks refresh $(NOTEBOOKS)
@@ -44,6 +46,9 @@ slow: $(READY)
 
 browser: $(READY)
 	$(BIN)/python tests/browser/run.py
+
+docs: $(READY)
+	$(BIN)/pdoc --docformat google --output-directory build/docs passionsr_lab $(MODULES)
 
 wheel:
 	set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \

@@ -3,8 +3,6 @@
 Only running sums are kept (`running.Accumulator`), O(layers x (channels + bins)), whatever the images' number and size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 They are the same however the values were divided into calls and blocks, and take O(channels + bins) memory.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Pairs of an LR picture and its original: from folders, and the photographs that come with scikit-image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, partial
 from numbers import Integral

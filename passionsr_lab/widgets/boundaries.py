@@ -1,7 +1,5 @@
 """Two boundaries on a distribution: clipping against rounding, the best pair, and a figure to move them in."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np
