@@ -44,8 +44,7 @@ class Chromium:
             self.socket = websocket.create_connection(self._address(), timeout=60, suppress_origin=True)
             for domain in ("Page", "Runtime"):
                 self.send(f"{domain}.enable")
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-            self.send("Emulation.setDeviceMetricsOverride", **size)
+            self.size(width, height)
             self.send("Emulation.setFocusEmulationEnabled", enabled=True)
         except BaseException:
             self.close()
@@ -127,6 +126,11 @@ class Chromium:
         """`kind` is moved, pressed or released."""
         pressed = {} if kind == "moved" else {"button": "left", "clickCount": 1}
         self.send("Input.dispatchMouseEvent", type=f"mouse{kind.title()}", x=x, y=y, **pressed, **options)
+
+    def size(self, width: int, height: int) -> None:
+        """Makes the window so large, in CSS pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
 
     def click(self, element: str) -> None:
         """Clicks the middle of the element that a JavaScript expression names."""

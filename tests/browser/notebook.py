@@ -42,7 +42,7 @@ window.lab = {
       .filter(e => e.offsetParent); return lab.controls.length },
   name: e => (e.closest('.jupyter-widgets')?.querySelector('label')?.textContent || e.textContent ||
               e.getAttribute('aria-label') || '').trim(),
-  kind: e => e.matches('select') ? 'menu' : e.matches('.noUi-handle') ? 'slider'
+  kind: e => e.matches('select') ? (e.size > 1 ? 'list' : 'menu') : e.matches('.noUi-handle') ? 'slider'
            : e.matches('button') ? 'button' : e.type,
   about: i => { const e = lab.controls[i], n = k => parseFloat(e.getAttribute('aria-value' + k));
     return {name: lab.name(e), kind: lab.kind(e), disabled: e.disabled ?? e.closest('[disabled]') !== null,
@@ -138,6 +138,13 @@ class Notebook:
             self.browser.wait(f"lab.root({index}) && lab.use({index})", 30, f"the widget of cell {index + 1}")
             time.sleep(1)
             yield index
+
+    def dark(self) -> None:
+        """The whole notebook in JupyterLab's dark theme and in a small window."""
+        self.browser.size(1280, 800)
+        self.browser.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        self.browser.wait("document.body.dataset.jpThemeLight === 'false'", 30, "the dark theme")
+        self.photograph("dark")
 
     def saved(self) -> None:
         """Saves with the keyboard; `Problem` when the file then holds widget state."""

@@ -37,6 +37,7 @@ def attempt(browser: Chromium, server: Server, name: str, seconds: float) -> lis
             except (Problem, TimeoutError) as problem:
                 notebook.shot(f"cell{index + 1}_problem")
                 problems.append(f"{name}, cell {index + 1}: {problem}")
+        notebook.dark()
         notebook.saved()
     except (Problem, TimeoutError) as problem:
         problems.append(f"{name}: {problem}")

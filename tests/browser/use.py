@@ -7,6 +7,7 @@ import time
 from notebook import Notebook, Problem
 
 CHANGE = 30  # seconds that a new picture may take
+TABLE = ("Search", "Sort by", "falling", "Python", "JSON")  # they change a list or a text, not the picture
 STOP = 90  # seconds from Stop until the widget is ready again
 
 
@@ -21,7 +22,8 @@ def use(notebook: Notebook, index: int) -> list[str]:
     if any(c["name"] == "Stop" for c in controls):
         done += _run_and_stop(notebook, index)
     else:
-        done += [_one(notebook, i, c) for i, c in enumerate(controls)]
+        done += [_one(notebook, i, c) for i, c in enumerate(controls) if c["name"] not in TABLE]
+        done += [_searched(notebook)] * any(c["name"] == "Search" for c in controls)
         slider = next((i for i, c in enumerate(controls) if c["kind"] == "slider"), None)
         if slider is not None:
             done.append(_dragged(notebook, slider))
@@ -55,7 +57,8 @@ def _one(notebook: Notebook, i: int, control: dict) -> str:
 
     A menu is opened first: JupyterLab takes the arrow keys of a closed one for itself (ipywidgets issue 3912).
     """
-    arrows = {"menu": ("ArrowDown", "ArrowUp"), "slider": ("ArrowRight", "ArrowLeft")}.get(control["kind"], (" ", " "))
+    up = ("ArrowDown", "ArrowUp")
+    arrows = {"menu": up, "list": up, "slider": ("ArrowRight", "ArrowLeft")}.get(control["kind"], (" ", " "))
     browser = notebook.browser
     before = browser.evaluate("lab.picture()")
     browser.evaluate(f"lab.controls[{i}].focus()")
@@ -63,6 +66,19 @@ def _one(notebook: Notebook, i: int, control: dict) -> str:
     keys = [" ", arrows[last], "Enter"] if control["kind"] == "menu" else [arrows[last]]
     seconds = _changed(notebook, before, lambda: [browser.key(key) for key in keys], control["name"])
     return f"{control['name']}: {browser.evaluate(f'lab.about({i}).value') or 'pressed'} in {seconds:.1f} s"
+
+
+def _searched(notebook: Notebook) -> str:
+    """A text that is typed leaves the rows that hold it."""
+    browser = notebook.browser
+    rows = "lab.controls[lab.number('Layer')].options.length"
+    every = browser.evaluate(rows)
+    browser.evaluate("lab.controls[lab.number('Search')].focus()")
+    for letter in "conv_in":
+        browser.key(letter)
+    found = browser.wait(f"{rows} < {every} && {rows}", CHANGE, "the search")
+    notebook.shot("searched")
+    return f"search: {found} of {every} layers"
 
 
 def _dragged(notebook: Notebook, i: int) -> str:
@@ -115,6 +131,12 @@ def _run_and_stop(notebook: Notebook, index: int) -> list[str]:
     took, said = time.monotonic() - pressed, browser.evaluate("lab.text()")
     if "Stopped" not in said:
         raise Problem(f"after Stop the widget says {said!r}")
+    further = browser.evaluate("lab.number('Continue')")
+    browser.click(f"lab.controls[{further}]")
+    browser.wait(f"!lab.controls[{stop}].disabled", CHANGE, "going on")
+    _changed(notebook, browser.evaluate("lab.picture()"), lambda: None, "the picture after Continue")
+    browser.click(f"lab.controls[{stop}]")
+    browser.wait(f"lab.controls[{stop}].disabled && !lab.controls[{start}].disabled", STOP, "stopping again")
     return [
         f"first picture after {first:.1f} s, the next {second:.1f} s later: {running}",
         f"stopped in {took:.1f} s, {pressed - begun:.0f} s after the start: {said}",
