@@ -48,7 +48,7 @@ browser: $(READY)
 	$(BIN)/python tests/browser/run.py
 
 docs: $(READY)
-	$(BIN)/pdoc --docformat google --output-directory build/docs passionsr_lab $(MODULES)
+	@$(BIN)/pdoc --docformat google --output-directory build/docs passionsr_lab $(MODULES)
 
 wheel:
 	set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
