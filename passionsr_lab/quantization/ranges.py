@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 
 class Range(nn.Module):
-    """Smallest and largest value of each channel, (C,) each; without limit in the other direction before the first."""
+    """Smallest and largest value of each channel, (C,) each; without limit in the other direction before the first.
+
+    A method that starts from more than the range sets `watch`, which is given every (x, dim), too, until `clear`.
+    """
+
+    watch: Callable[[Tensor, int], None] | None = None
 
     def __init__(self, channels: int):
         super().__init__()
@@ -18,6 +25,8 @@ class Range(nn.Module):
     @torch.no_grad()
     def add(self, x: Tensor, dim: int) -> None:
         """Takes in x, whose channels lie along `dim`."""
+        if self.watch is not None:
+            self.watch(x.detach(), dim)
         rows = x.detach().transpose(0, dim).reshape(x.shape[dim], -1)
         self.set(torch.minimum(self.low, rows.amin(1)), torch.maximum(self.high, rows.amax(1)))
 
@@ -30,7 +39,7 @@ class Range(nn.Module):
     def clear(self) -> None:
         """Forgets everything."""
         self.set(torch.full_like(self.low, torch.inf), torch.full_like(self.high, -torch.inf))
-        self.known = False
+        self.known, self.watch = False, None
 
     def require(self, name: str) -> tuple[Tensor, Tensor]:
         """(low, high); `RuntimeError` when nothing was observed yet."""
