@@ -102,14 +102,14 @@ class QuantLayer(Quantized):
         self.layer = layer
         self.conv = isinstance(layer, nn.Conv2d)
         self.dim = 1 if self.conv else -1
-        channels = layer.in_channels if self.conv else layer.in_features
-        halved = setting.split and channels > 1 and not (self.conv and layer.groups > 1)
-        self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]
-        self.range = Range(channels)
+        self.range = Range(layer.in_channels if self.conv else layer.in_features)
         self.empty()
 
     def empty(self) -> None:
         self.range.clear()
+        channels = len(self.range.low)
+        halved = self.setting.split and channels > 1 and not (self.conv and self.layer.groups > 1)
+        self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]  # a method may split elsewhere
         self.act_quantizers, self.weight_quantizers = nn.ModuleList(), nn.ModuleList()
         self.transform: EquivalentTransform | None = None
         self.rounding: nn.ModuleList | None = None
