@@ -18,7 +18,7 @@ from ..imaging.pairs import Pair
 from ..quantization.layer import mode
 from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
 from ..quantization.ranges import Range
-from ..quantization.slots import trainable
+from ..quantization.slots import penalties, trainable
 from ..util.cost import Meter
 from ..util.names import MODULES
 from . import checkpoint
@@ -215,11 +215,12 @@ class Calibration:
                 p.requires_grad_(True)
         with torch.enable_grad():
             loss = work.loss(rows)
+            whole = sum(penalties(work.scope, work.stage.train, progress), loss)
         if not torch.isfinite(loss):
             name = work.stage.segment
             raise FloatingPointError(f"The calibration loss of {name} became {loss.item()}; lower its rates.")
         optimizer.zero_grad()
-        loss.backward()
+        whole.backward()
         optimizer.step()
         for group in optimizer.param_groups:
             for p in group["params"]:

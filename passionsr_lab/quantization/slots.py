@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 
 class Slot(nn.Module):
@@ -16,6 +18,10 @@ class Slot(nn.Module):
     tag = ""
     learning_rate_scale = 1.0
 
+    def penalty(self, progress: float) -> Tensor | None:
+        """A term of the loss while this slot is trained, `progress` (0 to 1) into the stage; None is no term."""
+        return None
+
 
 def trainable(module: nn.Module, tag: str) -> dict[float, list[nn.Parameter]]:
     """The parameters of all slots with this tag, by their `learning_rate_scale`, in definition order."""
@@ -24,3 +30,9 @@ def trainable(module: nn.Module, tag: str) -> dict[float, list[nn.Parameter]]:
         if isinstance(slot, Slot) and slot.tag == tag:
             found.setdefault(slot.learning_rate_scale, []).extend(slot.parameters(recurse=False))
     return {scale: parameters for scale, parameters in found.items() if parameters}
+
+
+def penalties(module: nn.Module, tags: Sequence[str], progress: float) -> list[Tensor]:
+    """The penalties of all slots with one of these tags, `progress` (0 to 1) into a stage."""
+    found = (m.penalty(progress) for m in module.modules() if isinstance(m, Slot) and m.tag in tags)
+    return [term for term in found if term is not None]
