@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..calibration.method import Method
 from ..official.corrections import CORRECTED, RELEASED
 from ..util.progress import follow
-from . import efficientdm, joint, lbq, let, lsq, maxmin, official, passionsr, percentile, svdquant
+from . import efficientdm, joint, lbq, let, lsq, maxmin, official, passionsr, percentile, qdiffusion, svdquant
 
 DEFAULT = passionsr.METHOD.name
 UNTRAINED = let.METHOD.name  # where any good start will do
@@ -16,7 +16,7 @@ METHODS = {
     for m in (
         maxmin.METHOD, let.METHOD, lbq.METHOD, joint.METHOD, passionsr.METHOD, passionsr.STRICT, official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
-        efficientdm.METHOD, efficientdm.PUBLISHED,
+        efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
     )
 }  # fmt: skip
 
