@@ -3,7 +3,7 @@
 Each module is fed by the quantized modules before it and compared with full precision where it ends: z_L, z_H after
 Eq. 9, the image.  Boundaries are fractions of a range that LET moves, so stage 1 re-initializes them at every step;
 here the fractions learn there too, which stage 1 then has to reckon with.  In `STRICT` they rest until stage 2, as the
-paper has it.
+paper has it.  `FINISHED` adds a short stage on all modules together, with the image as its target (not in the paper).
 """
 
 from dataclasses import replace
@@ -28,3 +28,7 @@ METHOD = Method(
     "passionsr", "PassionSR", "PassionSR, section 3.4, Eq. 8 to 10", LET(), stages(("transform", "bounds")), "quantized"
 )
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
+FINISHED = replace(
+    METHOD, name="passionsr+e2e", label="PassionSR, then end to end",
+    stages=(*METHOD.stages, Stage("all", ("transform", "bounds"), 0.5)),
+)  # fmt: skip
