@@ -194,7 +194,7 @@ class Calibration:
         """Adam over what the stage trains, with the segment in its place; every step sets its own rate."""
         self.data.place(work.stage.segment)
         groups = [
-            {"params": found, "rate": self.rates[tag] * scale}
+            {"params": found, "rate": self.rates[tag] * scale * work.stage.rate}
             for tag in work.stage.train
             for scale, found in trainable(work.scope, tag).items()
         ]

@@ -46,6 +46,7 @@ class Stage:
         upstream: whether the inputs come through "quantized" or "float" modules.
         downstream: the same of what follows, where a loss is at the image.
         losses: terms of the loss.
+        rate: times the method's learning rates.
     """
 
     segment: str
@@ -55,8 +56,11 @@ class Stage:
     upstream: str = "quantized"
     downstream: str = "quantized"
     losses: tuple[Loss, ...] = (Loss(),)
+    rate: float = 1.0
 
     def __post_init__(self):
+        if not self.rate > 0:
+            raise ValueError(f"A stage's rate is above 0, not {self.rate!r}.")
         if self.segment not in (*MODULES, "all"):
             raise ValueError(f"A stage's segment is one of {', '.join(MODULES)} or 'all', not {self.segment!r}.")
         if not self.train or isinstance(self.train, str):
