@@ -30,5 +30,5 @@ METHOD = Method(
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
 FINISHED = replace(
     METHOD, name="passionsr+e2e", label="PassionSR, then end to end",
-    stages=(*METHOD.stages, Stage("all", ("transform", "bounds"), 0.5)),
+    stages=(*METHOD.stages, Stage("all", ("transform", "bounds"), 0.5, rate=0.1)),
 )  # fmt: skip

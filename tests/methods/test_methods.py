@@ -98,6 +98,14 @@ def test_on_the_embedded_model_maxmin_is_below_let_and_let_below_passionsr():
     assert (last <= first).all() and (last / first).prod() < 0.85
 
 
+def test_the_end_to_end_finish_has_a_part_of_the_rates(ran):
+    frame = ran("passionsr+e2e", UNET)[1]
+    first = frame[frame.event == "step"].groupby(["module", "stage"]).lr.first()
+    assert first["all", "transform+bounds"] == pytest.approx(0.1 * first["unet", "transform+bounds"])
+    with refused("rate is above 0", "0.0"):
+        Stage("all", ("bounds",), rate=0.0)
+
+
 QUICKER = ("percentile", "lsq", "lsq+", "efficientdm", "svdquant")
 
 
