@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..imaging.pairs import Pair
 from ..quantization.layer import mode
@@ -193,16 +194,13 @@ class Calibration:
     def _optimizer(self, work: Task) -> torch.optim.Adam:
         """Adam over what the stage trains, with the segment in its place; every step sets its own rate."""
         self.data.place(work.stage.segment)
-        groups = [
-            {"params": found, "rate": self.rates[tag] * scale * work.stage.rate}
-            for tag in work.stage.train
-            for scale, found in trainable(work.scope, tag).items()
-        ]
-        if not groups:
+        rates = {tag: rate * work.stage.rate for tag, rate in self.rates.items()}
+        optimizer = optimizer_of(work.scope, work.stage.train, rates)
+        if optimizer is None:
             raise ValueError(
                 f"{self.method.label} fills no slot tagged {', '.join(work.stage.train)} that it could train."
             )
-        return torch.optim.Adam(groups, lr=0.0)
+        return optimizer
 
     def _descend(
         self, work: Task, rows: list[int], optimizer: torch.optim.Adam, progress: float
@@ -286,6 +284,16 @@ class Calibration:
     def summary(self) -> list[str]:
         """One sentence per stage that is done: what it gained, what the line search undid and why."""
         return [_sentence(end) for end in self.ends]
+
+
+def optimizer_of(scope: nn.Module, train: Sequence[str], rates: Mapping[str, float]) -> torch.optim.Adam | None:
+    """Adam over what the slots below `scope` have with these tags, or None; every group's "rate" is its highest."""
+    groups = [
+        {"params": found, "lr": rates[tag] * scale, "rate": rates[tag] * scale}
+        for tag in train
+        for scale, found in trainable(scope, tag).items()
+    ]
+    return torch.optim.Adam(groups) if groups else None
 
 
 def _sentence(end: dict) -> str:
