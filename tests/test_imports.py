@@ -61,7 +61,7 @@ def test_every_public_name_is_in_the_room_that_the_table_of_contents_says():
 
 
 def test_quantization_can_be_read_and_imported_alone():
-    """No hub, no diffusers' loaders, no official files, no other room but util; under 1,150 lines."""
+    """No hub, no diffusers' loaders, no official files, no other room but util; under 1,650 lines."""
     blocked = ("huggingface_hub", "diffusers", "transformers", "passionsr_lab.official", "passionsr_lab.fullsize")
     code = f"""
 import sys
@@ -74,7 +74,7 @@ rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("passion
 assert rooms == {{"quantization", "util"}}, rooms
 """
     run(code)
-    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1150
+    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1650
 
 
 # -- downwards --------------------------------------------------------------------------------------------------------

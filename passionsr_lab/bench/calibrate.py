@@ -33,7 +33,7 @@ from ..util.memory import Peak, resident
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
-# Blocks of SD2.1: where they are, the input's channels and edge (the UNet's of a 512-pixel image, the decoder's of 256).
+# Blocks of SD2.1: where they are, the input's channels and edge (UNet of a 512-pixel image, decoder of a 256-pixel one).
 BLOCKS = {
     "sd21 unet resnet": ("unet.down_blocks.1.resnets.1", 640, 32),
     "sd21 unet transformer": ("unet.down_blocks.1.attentions.0", 640, 32),
@@ -218,7 +218,7 @@ def _kinds(case: Case) -> dict:
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if p not in weights]
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        step = lambda o=optimizer: _descend(case.quants, case.x, case.target, o)  # noqa: E731
+        step = lambda o=optimizer: _descend(case.quants, case.x, case.target, o)
         kinds[name] = _Kind(step, trained)
     return kinds
 

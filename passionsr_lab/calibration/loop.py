@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,9 @@ class Calibration:
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
         else:
-            self.first, self.before = work.mean_loss(), state(self.q)
+            self.first = self._last_of_same(stage, block)
+            self.first = work.mean_loss() if self.first is None else self.first
+            self.before = state(self.q)
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
         while self.step < len(steps):
@@ -159,6 +162,14 @@ class Calibration:
         if self.stage == len(self.stages):
             self.observe()
         yield self.ends[-1]
+
+    def _last_of_same(self, stage: Stage, block: str | None) -> float | None:
+        """The loss at which the stage before ended, if it is this stage's too."""
+        if not self.stage:
+            return None
+        before, at = self.stages[self.stage - 1]
+        same = replace(before, train=stage.train, epochs=stage.epochs) == stage and at == block
+        return self.ends[-1]["loss"] if same else None
 
     def _backtrack(self, work: Task) -> tuple[float, float]:
         """Goes back along the stage's way until the loss is below the stage's first: that loss, the step length.
@@ -214,16 +225,16 @@ class Calibration:
         with torch.enable_grad():
             loss = work.loss(rows)
             whole = sum(penalties(work.scope, work.stage.train, progress), loss)
-        if not torch.isfinite(loss):
-            name = work.stage.segment
-            raise FloatingPointError(f"The calibration loss of {name} became {loss.item()}; lower its rates.")
         optimizer.zero_grad()
         whole.backward()
+        value = loss.item()  # the only wait for a GPU
+        if not math.isfinite(value):
+            raise FloatingPointError(f"The calibration loss of {work.stage.segment} became {value}; lower its rates.")
         optimizer.step()
         for group in optimizer.param_groups:
             for p in group["params"]:
                 p.requires_grad_(False)
-        return loss.item(), optimizer.param_groups[0]["lr"]
+        return value, optimizer.param_groups[0]["lr"]
 
     def _record(self, stage: Stage, block: str | None, event: str, loss: float, of: int, **more) -> dict:
         return {
@@ -293,7 +304,7 @@ def optimizer_of(scope: nn.Module, train: Sequence[str], rates: Mapping[str, flo
         for tag in train
         for scale, found in trainable(scope, tag).items()
     ]
-    return torch.optim.Adam(groups) if groups else None
+    return torch.optim.Adam(groups, fused=True) if groups else None
 
 
 def _sentence(end: dict) -> str:

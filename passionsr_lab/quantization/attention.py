@@ -7,6 +7,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
+from .fused import FakeQuantize, Grid, wide
 from .layer import Quantized
 from .quantizer import Quantizer
 from .ranges import Range
@@ -110,7 +111,7 @@ class QuantAttention(Quantized):
             for key, x in zip("qkv", (q, k, v)):
                 self.ranges[key].add(x, -1)
             return attend(q, k, v, heads, scale, mask, self._observed)
-        q, k, v = (self._on_grid(key, _wide(x)) for key, x in zip("qkv", (q, k, v)))
+        q, k, v = (self._on_grid(key, wide(x)) for key, x in zip("qkv", (q, k, v)))
         out = attend(q, k, v, heads, scale, mask, self._quantized_probabilities)
         return out if self.transform_v is None else out * self.transform_v.scale
 
@@ -124,10 +125,12 @@ class QuantAttention(Quantized):
 
     def _on_grid(self, key: str, x: Tensor) -> Tensor:
         """x after LET, quantized."""
-        slot = self.transform_v if key == "v" else self.transform_qk
-        if slot is not None:
-            x = x * slot.scale if key == "k" else x / slot.scale
-        return self.quantizers[key](x, *self.natural_range(key))
+        slot, quantizer = self.transform_v if key == "v" else self.transform_qk, self.quantizers[key]
+        if slot is None or not isinstance(quantizer, Quantizer) or not quantizer.plain:
+            x = x if slot is None else x * slot.scale if key == "k" else x / slot.scale
+            return quantizer(x, *self.natural_range(key))
+        grid = Grid(quantizer.bits, quantizer.zero_point, multiply=key == "k")
+        return FakeQuantize.apply(x, slot.scale, None, *quantizer.bounds(*self.natural_range(key)), grid)
 
     def natural_range(self, key: str) -> tuple[Tensor, Tensor]:
         """The natural range of "q", "k" or "v" after LET; it follows the transform, gradients included."""
@@ -141,8 +144,3 @@ class QuantAttention(Quantized):
         if slot is None:
             return torch.ones_like(self.ranges[key].low)
         return slot.scale if key == "k" else 1 / slot.scale
-
-
-def _wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import Convolution, FakeQuantize, Grid, QuantizedOperation, ScaledRange, ShiftedRange, wide
+from .kept import Kept
 from .quantizer import Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
@@ -103,6 +105,7 @@ class QuantLayer(Quantized):
         self.conv = isinstance(layer, nn.Conv2d)
         self.dim = 1 if self.conv else -1
         self.range = Range(layer.in_channels if self.conv else layer.in_features)
+        self._kept_weight, self._kept_input, self._kept_tables = Kept(), Kept(), Kept()
         self.empty()
 
     def empty(self) -> None:
@@ -110,6 +113,7 @@ class QuantLayer(Quantized):
         channels = len(self.range.low)
         halved = self.setting.split and channels > 1 and not (self.conv and self.layer.groups > 1)
         self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]  # a method may split elsewhere
+        self._kept_weight.clear()
         self.act_quantizers, self.weight_quantizers = nn.ModuleList(), nn.ModuleList()
         self.transform: EquivalentTransform | None = None
         self.rounding: nn.ModuleList | None = None
@@ -135,9 +139,56 @@ class QuantLayer(Quantized):
             self.range.add(x, self.dim)
         if mode != "quantized":
             return self.layer(x)
+        self.range.require(self.name)
+        weight, bias = self._kept_weight.get(self._weight_slots, (self.layer.weight, self.layer.bias), self._weight)
+        if self._fusible:
+            return self._fused(x, weight, bias).to(x.dtype)
         seen = self.transformed_input(x)
-        out = self.operate(self.quantized(seen), self.quantized_weight(), self.bias())
+        out = self.operate(self.quantized(seen), weight, bias)
         return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
+
+    @property
+    def _fusible(self) -> bool:
+        """Whether transform, activation quantizers and operation are one function: nothing else was put in a slot."""
+        plain = all(isinstance(q, Quantizer) and q.plain for q in self.act_quantizers)
+        known = self.transform is None or type(self.transform) is EquivalentTransform
+        sides = self.layer._reversed_padding_repeated_twice if self.conv else ()
+        return plain and known and self.branch is None and sides[::2] == sides[1::2]
+
+    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's output by `fused.QuantizedOperation`."""
+        scale, shift, lower, upper = self._kept_input.get(
+            (self.transform, self.act_quantizers, self.range), (), self._input_grid
+        )
+        conv = None
+        if self.conv:
+            zeros = self.layer.padding_mode == "zeros"
+            x, padding = (x, self.layer._reversed_padding_repeated_twice[::-2]) if zeros else (self.pad(x), (0, 0))
+            conv = Convolution(self.layer.stride, tuple(padding), self.layer.dilation, self.layer.groups)
+        grid = Grid(self.setting.act_bits, self.setting.zero_point)
+        return QuantizedOperation.apply(x, weight, bias, scale, shift, lower, upper, grid, conv)
+
+    def _input_grid(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Scale, shift, and boundaries of the activation, as they broadcast against it."""
+        shape = (1, -1, 1, 1) if self.conv else (-1,)
+        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
+        bounds = [q.bounds(*r) for q, r in zip(self.act_quantizers, self._input_ranges(scale, shift))]
+        lower, upper = bounds[0]
+        if len(bounds) > 1:
+            lower, upper = (torch.cat([b.expand(n) for b, n in zip(t, self.sizes)]).view(shape) for t in zip(*bounds))
+        return None if scale is None else scale.view(shape), None if shift is None else shift.view(shape), lower, upper
+
+    @property
+    def _weight_slots(self) -> tuple[nn.Module | None, ...]:
+        return self.transform, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
+
+    def _weight(self) -> tuple[Tensor, Tensor | None]:
+        return self.quantized_weight(), self.bias()
+
+    def _apply(self, fn, recurse: bool = True):
+        self._kept_weight.clear()
+        self._kept_tables.clear()
+        return super()._apply(fn, recurse)
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own operation on an input that is padded already."""
@@ -159,7 +210,7 @@ class QuantLayer(Quantized):
 
     def transformed_input(self, x: Tensor) -> Tensor:
         """x~ of Eq. 4, padded, in float32 at least."""
-        x = self.pad(x if x.dtype in (torch.float32, torch.float64) else x.float())
+        x = self.pad(wide(x))
         return x if self.transform is None else self.transform(x, self.dim)
 
     def quantized_input(self, x: Tensor) -> Tensor:
@@ -174,8 +225,7 @@ class QuantLayer(Quantized):
 
     def transformed_weight(self) -> Tensor:
         """W~ of Eq. 5: every input channel of the weight times its scale."""
-        weight = self.layer.weight
-        weight = weight if weight.dtype in (torch.float32, torch.float64) else weight.float()
+        weight = wide(self.layer.weight)
         if self.transform is None:
             return weight
         groups = self.layer.groups if self.conv else 1
@@ -190,9 +240,48 @@ class QuantLayer(Quantized):
 
     def quantized_weight(self) -> Tensor:
         """Q(W~)."""
+        if self._weight_fusible:
+            return self._fused_weight()
         halves = self.weight_halves(self.residual_weight())
         done = [self._round(i, x, *r) for i, (x, r) in enumerate(zip(halves, self.weight_ranges(halves)))]
         return done[0] if len(done) == 1 else torch.cat(done, 1)
+
+    @property
+    def _weight_fusible(self) -> bool:
+        """Whether scaling, ranges and quantization of the weight are one function."""
+        grouped = self.conv and self.layer.groups > 1 and self.transform is not None
+        plain = all(isinstance(q, Quantizer) and q.plain for q in self.weight_quantizers)
+        empty = all(slot is None for slot in (self.rounding, self.delta, self.branch))
+        known = self.transform is None or type(self.transform) is EquivalentTransform
+        return plain and empty and known and not grouped and not self.layer.weight.requires_grad
+
+    def _fused_weight(self) -> Tensor:
+        """Q(W~) by `fused.FakeQuantize`; the ranges of W~ come from those of the kernels, since scales are positive."""
+        weight, (lows, highs, _) = wide(self.layer.weight), self._tables()
+        taps = weight[0, 0].numel()
+        scale = None if self.transform is None else self.transform.scale
+        columns = None if scale is None else scale[:, None].expand(-1, taps).reshape(1, -1)
+        done, start = [], 0
+        for quantizer, size in zip(self.weight_quantizers, self.sizes):
+            part = slice(start, start + size)
+            found = ScaledRange.apply(lows[:, part], highs[:, part], None if scale is None else scale[part])
+            bounds = (b.flatten(1) for b in quantizer.bounds(*(r.view(quantizer.shape) for r in found)))
+            rows = weight.flatten(1)[:, start * taps : (start + size) * taps]
+            own = None if columns is None else columns[:, start * taps : (start + size) * taps]
+            grid = Grid(quantizer.bits, quantizer.zero_point, multiply=True)
+            done.append(FakeQuantize.apply(rows, own, None, *bounds, grid))
+            start += size
+        return (done[0] if len(done) == 1 else torch.cat(done, 1)).view_as(weight)
+
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(Co, Ci) smallest, largest and sum of every kernel."""
+        weight = self.layer.weight
+
+        def make():
+            kernels = wide(weight.detach()).flatten(2) if self.conv else wide(weight.detach())[..., None]
+            return kernels.amin(2), kernels.amax(2), kernels.sum(2)
+
+        return self._kept_tables.get((), (weight,), make)
 
     def _round(self, i: int, weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
         quantizer = self.weight_quantizers[i]
@@ -217,21 +306,26 @@ class QuantLayer(Quantized):
 
     def left_by_shift(self, shift: Tensor) -> Tensor:
         """(Co,) W shift: what the bias takes in when the input loses `shift` (C,)."""
-        weight = self.layer.weight.to(self.transformed_dtype)
         if not self.conv:
-            return weight @ shift
-        taps = weight.sum((2, 3), keepdim=True)
+            return self.layer.weight.to(self.transformed_dtype) @ shift
+        taps = self._tables()[2][..., None, None]
         return F.conv2d(shift.view(1, -1, 1, 1), taps, groups=self.layer.groups).flatten()
 
     # -- natural ranges -------------------------------------------------------------------------------------------
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The natural range of x~ for each activation quantizer; it follows the transform, gradients included."""
+        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
+        return self._input_ranges(scale, shift)
+
+    def _input_ranges(self, scale: Tensor | None, shift: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         low, high = self.range.require(self.name)
         if self.padded:
             low, high = low.clamp_max(0), high.clamp_min(0)
-        if self.transform is not None:
-            low, high = self.transform(low, 0), self.transform(high, 0)
+        if scale is not None and len(self.sizes) == 1:
+            return [ShiftedRange.apply(low, high, scale, shift)]
+        if scale is not None:
+            low, high = (low - shift) / scale, (high - shift) / scale
         return [(a.min(), b.max()) for a, b in zip(low.split(self.sizes), high.split(self.sizes))]
 
     def weight_halves(self, weight: Tensor) -> tuple[Tensor, ...]:

@@ -5,69 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .fused import ZERO_POINTS, Bounds, FakeQuantize, Grid, grid_of
 from .slots import Slot
 
-ZERO_POINTS = ("integer", "real")
-
-
-def grid_of(lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> tuple[Tensor, Tensor]:
-    """The step and the lowest point of the grid that spans [lower, upper] with 2**bits points.
-
-    "real" is Eq. 3: the grid starts at `lower`.  "integer" moves it by less than half a step so that 0 is exactly on
-    it, as integer arithmetic needs; there `lower` is at most and `upper` at least 0.
-    """
-    if zero_point == "integer":
-        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
-    step = (upper - lower).clamp_min(1e-8) / (2**bits - 1)
-    return step, step * (lower / step).round() if zero_point == "integer" else lower
+__all__ = ["QUANTIZERS", "ZERO_POINTS", "BoundaryQuantizer", "Quantizer", "fake_quantize", "grid_of"]
 
 
 def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> Tensor:
     """x rounded to the nearest of 2**bits points between `lower` and `upper`; same shape and type as x.
 
     The bounds broadcast against x.  Gradients: straight through for x inside the bounds, none outside; the bounds
-    receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).
+    receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).  A bound that
+    an integer zero point holds at zero gets only a gradient that draws it back.
 
     Example:
         >>> fake_quantize(torch.tensor([-1.0, 0.2, 0.9]), torch.tensor(0.0), torch.tensor(1.0), bits=2)
         tensor([0.0000, 0.3333, 1.0000])
     """
-    if zero_point == "integer":
-        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
-    return _FakeQuantize.apply(x, lower, upper, bits, zero_point)
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Keeps only x for the backward pass: full-size calibration is bound by memory."""
-
-    @staticmethod
-    def forward(ctx, x, lower, upper, bits, zero_point):
-        step, base = grid_of(lower, upper, bits, zero_point)
-        ctx.save_for_backward(x, lower, upper)
-        ctx.options = bits, zero_point
-        return ((x - base) / step).round_().clamp_(0, 2**bits - 1).mul_(step).add_(base)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, lower, upper = ctx.saved_tensors
-        bits, zero_point = ctx.options
-        levels = 2**bits - 1
-        step, base = grid_of(lower, upper, bits, zero_point)
-        code = (x - base) / step
-        below, above = code < -0.5, code > levels + 0.5
-        inside = ~(below | above)
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return grad_x, None, None, None, None
-        rounding = grad * (code.round() - code) * inside
-        shift = (lower - base) / step  # how far the integer zero point moved the grid, in steps
-        low, high, mid = (_sum_to(t, lower.shape) for t in (grad * below, grad * above, rounding))
-        d_step = mid - shift * (low + high) + levels * high
-        return grad_x, low + high - d_step / levels, d_step / levels, None, None
-
-
-def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
-    return t.sum_to_size(shape) if shape else t.sum()
+    return FakeQuantize.apply(x, None, None, lower, upper, Grid(bits, zero_point))
 
 
 class Quantizer(Slot):
@@ -107,6 +62,11 @@ class Quantizer(Slot):
         """x, fake-quantized between the boundaries for [low, high]."""
         return fake_quantize(x, *self.bounds(low, high), self.bits, self.zero_point)
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is `fake_quantize` between its bounds, which the layer's fused function may do in its place."""
+        return type(self).forward is Quantizer.forward and not (self._forward_hooks or self._forward_pre_hooks)
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}, shape={self.shape}, zero_point={self.zero_point}"
 
@@ -120,6 +80,7 @@ class BoundaryQuantizer(Quantizer):
     """
 
     tag = "bounds"
+    cacheable = True
 
     def __init__(self, bits: int, shape: tuple[int, ...] = (), zero_point: str = "integer"):
         super().__init__(bits, shape, zero_point)
@@ -128,9 +89,7 @@ class BoundaryQuantizer(Quantizer):
 
     def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries for the natural range [low, high]."""
-        width = high - low
-        lower = low + width * self.trim[0]
-        return lower, torch.maximum(high - width * self.trim[1], lower + 1e-3 * width)
+        return Bounds.apply(low, high, self.trim)
 
 
 # A quantizer by name; a method may add its own.

@@ -13,10 +13,12 @@ class Slot(nn.Module):
     Attributes:
         tag: by which a stage picks the parameters, for example "transform" or "bounds"; never by class.
         learning_rate_scale: times the stage's learning rate for the tag.
+        cacheable: whether what it gives depends on its parameters, its buffers and what `extra_repr` says alone.
     """
 
     tag = ""
     learning_rate_scale = 1.0
+    cacheable = False
 
     def penalty(self, progress: float) -> Tensor | None:
         """A term of the loss while this slot is trained, `progress` (0 to 1) into the stage; None is no term."""

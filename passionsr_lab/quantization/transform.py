@@ -20,6 +20,7 @@ class EquivalentTransform(Slot):
     """
 
     tag = "transform"
+    cacheable = True
 
     def __init__(self, channels: int, shift: bool = True):
         super().__init__()

@@ -145,10 +145,31 @@ def test_both_boundaries_and_the_range_have_the_gradient_of_the_smooth_part(prob
             torch.testing.assert_close(ours.grad.flatten()[indices], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_the_gradient_passes_inside_stops_outside_and_does_not_reach_a_bound_that_is_held_at_zero():
+def test_the_gradient_passes_inside_and_stops_outside():
     x = torch.tensor([-2.0, -0.9, 0.3, 0.9, 2.0], requires_grad=True)
     fake_quantize(x, torch.tensor(-1.0), torch.tensor(1.0), 3).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
-    lower, upper = torch.tensor(0.2, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    fake_quantize(torch.tensor([-1.0, 0.5, 3.0]), lower, upper, 2).sum().backward()
-    assert lower.grad == 0 and upper.grad > 0
+
+
+def test_a_bound_that_is_held_at_zero_is_drawn_back_and_never_pushed_further():
+    x = torch.tensor([-1.0, 0.5, 3.0])
+    for sign in (1, -1):  # the lower bound above zero, then the upper one below
+        held, other = torch.tensor(0.2 * sign, requires_grad=True), torch.tensor(1.0 * sign, requires_grad=True)
+        bounds = (held, other) if sign > 0 else (other, held)
+        out = fake_quantize(x * sign, *bounds, 2)
+        assert torch.equal(out, fake_quantize(x * sign, *(torch.tensor(b) for b in ((0, 1), (-1, 0))[sign < 0]), 2))
+        for pull in (1, -1):
+            held.grad = None
+            (pull * sign * fake_quantize(x * sign, *bounds, 2)).sum().backward()
+            assert (held.grad * sign > 0) == (pull > 0) and held.grad * sign >= 0, "descent moves it towards zero only"
+
+
+def test_a_boundary_that_training_pushed_over_zero_comes_back():
+    x, quantizer = torch.linspace(-1, 1, 201), BoundaryQuantizer(4)
+    quantizer.trim.data = torch.tensor([0.7, 0.0])  # the lower boundary at 0.4
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (quantizer(x, x.min(), x.max()) - x).square().mean().backward()
+        optimizer.step()
+    assert quantizer.bounds(x.min(), x.max())[0] < -0.8

@@ -1,0 +1,364 @@
+"""Transform, fake quantization and the layer's operation as one function, in few passes over memory.
+
+    y = op(Q((x - shift) / scale), weight) + bias
+
+Only x is kept for the backward pass; codes are computed again.  The plain formula stands in the tests.  Gradients are
+those of `quantizer.fake_quantize`: straight through for values inside the grid, none outside; the boundaries receive
+the exact gradient of the piecewise smooth part.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ZERO_POINTS = ("integer", "real")
+SCRATCH = 2**22  # numbers in the largest buffer that is used again; fresh memory costs more than a pass over it
+_scratch = threading.local()
+
+
+def grid_of(lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> tuple[Tensor, Tensor]:
+    """The step and the lowest point of the grid that spans [lower, upper] with 2**bits points.
+
+    "real" is Eq. 3: the grid starts at `lower`.  "integer" moves it by less than half a step so that 0 is exactly on
+    it, as integer arithmetic needs; there `lower` counts as at most and `upper` as at least 0.
+    """
+    if zero_point == "integer":
+        lower, upper = lower.clamp_max(0), upper.clamp_min(0)
+    step = (upper - lower).clamp_min(1e-8) / (2**bits - 1)
+    return step, step * (lower / step).round() if zero_point == "integer" else lower
+
+
+class Grid(NamedTuple):
+    """How a function quantizes: bits, zero point, and whether x~ is x * scale (a weight's) or (x - shift) / scale."""
+
+    bits: int
+    zero_point: str = "integer"
+    multiply: bool = False
+
+
+class Convolution(NamedTuple):
+    """A convolution's settings; padding with zeros, the same on opposite sides."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Sums(NamedTuple):
+    """What a backward pass adds up: of the bounds (below, above, rounding) and of the transform (scale, shift)."""
+
+    below: Tensor
+    above: Tensor
+    rounding: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+class FakeQuantize(torch.autograd.Function):
+    """(x, scale, shift, lower, upper, `Grid`) -> Q(x~); scale and shift may be None; all broadcast against x."""
+
+    @staticmethod
+    def forward(ctx, x, scale, shift, lower, upper, grid):
+        step, base = grid_of(lower, upper, grid.bits, grid.zero_point)
+        ctx.save_for_backward(x, scale, shift, lower, upper, step, base)
+        ctx.grid = grid
+        code = _codes(x, scale, shift, step, base, grid.multiply)
+        return _rounded(code, grid.bits).mul_(step).add_(base)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, shift, lower, upper, step, base = ctx.saved_tensors
+        code = _codes(x, scale, shift, step, base, ctx.grid.multiply, _buffer(0, x))
+        error = _rounded(_copy(code, 1), ctx.grid.bits).sub_(code)
+        out = torch.empty_like(grad) if ctx.needs_input_grad[0] else _buffer(2, x)
+        grad_x, sums = _masked(grad, x, code, error, scale, shift, lower, ctx.grid, out)
+        of_parameters = _parameters(sums, scale, shift, lower, upper, step, base, ctx.grid)
+        grad_x = _to_input(grad_x, scale, ctx.grid.multiply) if ctx.needs_input_grad[0] else None
+        return grad_x, *of_parameters, None
+
+
+class QuantizedOperation(torch.autograd.Function):
+    """(x, weight, bias, scale, shift, lower, upper, `Grid`, `Convolution` or None) -> op(Q(x~), weight) + bias.
+
+    A zero that pads x stands for v = Q((0 - shift) / scale), per channel: the convolution pads Q(x~) - v with zeros,
+    and what is missing, the convolution of v everywhere, is one number per output channel.  v is 0 without a shift.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, scale, shift, lower, upper, grid, conv):
+        step, base = grid_of(lower, upper, grid.bits, grid.zero_point)
+        ctx.grid, ctx.conv, ctx.biased, value = grid, conv, bias is not None, None
+        if _bordered(shift, grid, conv):
+            zero = torch.zeros((1, x.shape[1], 1, 1), dtype=step.dtype, device=x.device)
+            value = _rounded(_codes(zero, scale, shift, step, base), grid.bits).mul_(step).add_(base)
+            bias = _everywhere(value, weight, conv) if bias is None else bias + _everywhere(value, weight, conv)
+        ctx.save_for_backward(x, weight, scale, shift, lower, upper, step, base, value)
+        seen = _rounded(_codes(x, scale, shift, step, base, False, _buffer(0, x)), grid.bits)
+        seen.mul_(step).add_(base if value is None else base - value)
+        if conv is None:
+            return F.linear(seen, weight, bias)
+        return F.conv2d(seen, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+    @staticmethod
+    def backward(ctx, grad):
+        with _no_autocast(grad):
+            return _operation_backward(ctx, grad, *ctx.saved_tensors)
+
+
+class ScaledRange(torch.autograd.Function):
+    """(lows, highs (Co, C), scale (C,) or None) -> (Co,) the least of lows * scale, the greatest of highs * scale."""
+
+    @staticmethod
+    def forward(ctx, lows, highs, scale):
+        if not ctx.needs_input_grad[2]:
+            return (lows if scale is None else lows * scale).amin(1), (highs if scale is None else highs * scale).amax(
+                1
+            )
+        (low, least), (high, greatest) = (lows * scale).min(1), (highs * scale).max(1)
+        ctx.save_for_backward(lows, highs, least, greatest)
+        return low, high
+
+    @staticmethod
+    def backward(ctx, of_low, of_high):
+        lows, highs, least, greatest = ctx.saved_tensors
+        of_scale = of_low.new_zeros(lows.shape[1])
+        for grad, table, where in ((of_low, lows, least), (of_high, highs, greatest)):
+            of_scale.index_add_(0, where, grad * table.gather(1, where[:, None]).squeeze(1))
+        return None, None, of_scale
+
+
+class ShiftedRange(torch.autograd.Function):
+    """(lows, highs, scale, shift (C,)) -> () the least of (lows - shift) / scale and the greatest for highs."""
+
+    @staticmethod
+    def forward(ctx, lows, highs, scale, shift):
+        both = torch.stack((lows, highs)).sub_(shift).div_(scale)
+        both[1].neg_()
+        found, where = both.min(1)
+        ctx.save_for_backward(scale, found, where)
+        return found[0].clone(), -found[1]
+
+    @staticmethod
+    def backward(ctx, of_low, of_high):
+        scale, found, where = ctx.saved_tensors
+        share = torch.stack((of_low, of_high)).div_(scale[where])
+        of_scale, of_shift = scale.new_zeros(2, len(scale)).unbind()
+        of_shift.index_add_(0, where, share, alpha=-1)
+        share[1].neg_()
+        return None, None, of_scale.index_add_(0, where, share.mul_(found), alpha=-1), of_shift
+
+
+class Bounds(torch.autograd.Function):
+    """(low, high, trim (2, ...)) -> the boundaries, `trim` of the range inside it; they never cross."""
+
+    @staticmethod
+    def forward(ctx, low, high, trim):
+        width, (below, above) = high - low, trim.unbind()
+        lower = low + width * below
+        upper, least = high - width * above, lower + 1e-3 * width
+        ctx.save_for_backward(trim, width, upper >= least)
+        return lower, torch.maximum(upper, least)
+
+    @staticmethod
+    def backward(ctx, of_lower, of_upper):
+        trim, width, apart = ctx.saved_tensors
+        own = of_upper * apart
+        crossing = of_upper - own
+        of_lower = of_lower + crossing
+        of_trim = torch.stack((of_lower * width, own * -width))
+        if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
+            return None, None, of_trim
+        of_width = (of_lower * trim[0]).sub_(own * trim[1]).add_(crossing, alpha=1e-3)
+        return of_lower - of_width, own + of_width, of_trim
+
+
+# -- passes -----------------------------------------------------------------------------------------------------------
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _no_autocast(t: Tensor):
+    kind = t.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _buffer(slot: int, like: Tensor) -> Tensor | None:
+    """A buffer of this thread's for a tensor of this shape, whose content the next call with the slot may overwrite;
+    None off the CPU, whose allocators keep memory, and for large tensors."""
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    if not like.is_cpu or like.numel() > SCRATCH:
+        return None
+    held = _scratch.__dict__.get((slot, dtype))
+    if held is None or held.numel() < like.numel():
+        with torch.inference_mode(False):
+            held = _scratch.__dict__[slot, dtype] = torch.empty(like.numel(), dtype=dtype)
+    return held[: like.numel()].view(like.shape)
+
+
+def _copy(t: Tensor, slot: int) -> Tensor:
+    out = _buffer(slot, t)
+    return t.clone() if out is None else out.copy_(t)
+
+
+def _codes(x, scale, shift, step, base, multiply: bool = False, out: Tensor | None = None) -> Tensor:
+    """(x~ - base) / step, not rounded, in `out` or in a buffer of its own."""
+    x = wide(x)
+    if scale is None:
+        return torch.sub(x, base, out=out).div_(step)
+    if multiply:
+        return torch.mul(x, scale, out=out).sub_(base).div_(step)
+    code = torch.div(x, scale, out=out) if shift is None else torch.sub(x, shift, out=out).div_(scale)
+    return code.sub_(base).div_(step)
+
+
+def _rounded(code: Tensor, bits: int) -> Tensor:
+    """Whole codes of the grid, in place."""
+    return code.round_().clamp_(0, 2**bits - 1)
+
+
+def _bordered(shift: Tensor | None, grid: Grid, conv: Convolution | None) -> bool:
+    """Whether padding may stand for another value than 0."""
+    return conv is not None and any(conv.padding) and not (shift is None and grid.zero_point == "integer")
+
+
+def _everywhere(value: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
+    """(Co,) the convolution of a field that has the same value (1, C, 1, 1) in every place."""
+    with _no_autocast(weight):
+        return (_grouped(weight, conv) @ _columns(value, weight, conv)).flatten()
+
+
+def _grouped(weight: Tensor, conv: Convolution) -> Tensor:
+    return weight.view(conv.groups, len(weight) // conv.groups, -1)
+
+
+def _columns(value: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
+    """(groups, K, 1) the value for every column of the grouped weight."""
+    taps = weight[0, 0].numel()
+    return value.view(-1, 1).expand(-1, taps).reshape(conv.groups, -1, 1)
+
+
+def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, base, value) -> tuple:
+    """Gradients of all that `QuantizedOperation` takes."""
+    grid, conv, needs = ctx.grid, ctx.conv, ctx.needs_input_grad
+    code = _codes(x, scale, shift, step, base, False, _buffer(0, x))
+    rounded, seen = _rounded(_copy(code, 1), grid.bits), None
+    if needs[1]:
+        seen = torch.mul(rounded, step, out=_buffer(2, x)).add_(base if value is None else base - value)
+    inputs = any((needs[0], *needs[3:7]))
+    inner, of_weight, of_bias = _products(
+        grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None)
+    )
+    del seen
+    if value is not None and needs[1]:
+        column = of_bias.view(conv.groups, -1, 1)
+        _grouped(of_weight, conv).baddbmm_(column, _columns(value, weight, conv).transpose(1, 2))
+    if not inputs:
+        return None, of_weight, of_bias if needs[2] else None, *[None] * 6
+    inner = inner.to(code.dtype)
+    around = None if value is None else _around(inner, of_bias, weight, conv)
+    inner, sums = _masked(inner, x, code, rounded.sub_(code), scale, shift, lower, grid, inner)
+    if around is not None:
+        zero = torch.zeros_like(around)
+        code = _codes(zero, scale, shift, step, base)
+        error = _rounded(code.clone(), grid.bits).sub_(code)
+        _, more = _masked(around, zero, code, error, scale, shift, lower, grid, None)
+        sums = Sums(*(a if a is None else a + b for a, b in zip(sums, more)))
+    of_parameters = _parameters(sums, scale, shift, lower, upper, step, base, grid)
+    of_x = _to_input(inner, scale, False) if needs[0] else None
+    return of_x, of_weight, of_bias if needs[2] else None, *of_parameters, None, None
+
+
+def _products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, bool, bool]):
+    """Gradients of op for its input, its weight and its bias, where the mask asks for them."""
+    weight = weight.to(grad.dtype)
+    if conv is None:
+        rows = grad.reshape(-1, grad.shape[-1])
+        of_weight = rows.t() @ seen.to(grad.dtype).view(-1, x.shape[-1]) if mask[1] else None
+        return grad @ weight if mask[0] else None, of_weight, rows.sum(0) if mask[2] else None
+    seen = grad.new_empty(1).expand(x.shape) if seen is None else seen.to(grad.dtype)  # or its shape alone
+    inner, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad,
+        seen,
+        weight,
+        None,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        False,
+        [0, 0],
+        conv.groups,
+        (*mask[:2], False),
+    )
+    return inner, of_weight, grad.sum((0, 2, 3)) if mask[2] else None  # oneDNN's would compute the weight's as well
+
+
+def _around(inner: Tensor, of_bias: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
+    """(1, C, 1, 1) the gradient of all that pads a channel: that of the channel everywhere, without that of x."""
+    rows = of_bias.view(conv.groups, 1, -1).to(weight.dtype)
+    everywhere = (rows @ _grouped(weight, conv)).view(1, inner.shape[1], 1, -1).sum(3, True)
+    return everywhere.to(inner.dtype) - inner.sum((0, 2, 3), True)
+
+
+def _masked(grad, x, code, error, scale, shift, lower, grid: Grid, out: Tensor | None) -> tuple[Tensor, Sums]:
+    """The gradient inside the grid, written to `out`, and the sums; `code` and `error` are used up."""
+    low, high = _edges(grid.bits, code.dtype)
+    both, above = _sum_to(grad, lower.shape), torch.ops.aten.threshold_backward(grad, code, high[0])
+    above = _sum_to(above, lower.shape)
+    out = torch.empty_like(code) if out is None else out
+    grad = torch.ops.aten.hardtanh_backward.grad_input(grad, code, low[1], high[1], grad_input=out)
+    below = both - _sum_to(grad, lower.shape) - above
+    rounding = _sum_to(error.mul_(grad), lower.shape)
+    of_scale = None if scale is None else _sum_to(torch.mul(grad, x, out=code), scale.shape)
+    of_shift = None if shift is None else _sum_to(grad, shift.shape)
+    return grad, Sums(below, above, rounding, of_scale, of_shift)
+
+
+def _parameters(sums: Sums, scale, shift, lower, upper, step, base, grid: Grid) -> tuple:
+    """Gradients of scale, shift, lower and upper."""
+    of_scale, of_shift = sums.scale, None
+    if scale is not None and not grid.multiply:
+        of_shift = None if shift is None else -sums.shift / scale
+        of_scale = -(sums.scale if shift is None else sums.scale - shift * sums.shift) / scale.square()
+    levels, integer = 2**grid.bits - 1, grid.zero_point == "integer"
+    moved = ((lower.clamp_max(0) if integer else lower) - base) / step  # by the integer zero point, in steps
+    outside = sums.below + sums.above
+    of_upper = (sums.rounding - moved * outside) / levels + sums.above
+    of_lower = outside - of_upper
+    if integer:  # a bound that is held at zero is only drawn back
+        of_lower = torch.where(lower > 0, of_lower.clamp_min(0), of_lower)
+        of_upper = torch.where(upper < 0, of_upper.clamp_max(0), of_upper)
+    return of_scale, of_shift, of_lower, of_upper
+
+
+def _to_input(grad: Tensor, scale, multiply: bool) -> Tensor:
+    """The gradient of x~ as that of x, in place."""
+    if scale is None:
+        return grad
+    return grad.mul_(scale) if multiply else grad.div_(scale)
+
+
+def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
+    return t.sum_to_size(shape) if shape else t.sum()
+
+
+@lru_cache
+def _edges(bits: int, dtype: torch.dtype) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Between which codes the grid's ends lie, each with its next neighbour outside."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    low, high = kind(-0.5), kind(2**bits - 0.5)
+    return (
+        (float(low), float(np.nextafter(low, kind(-np.inf)))),
+        (float(high), float(np.nextafter(high, kind(np.inf)))),
+    )

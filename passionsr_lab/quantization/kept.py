@@ -1,0 +1,83 @@
+"""What is computed from parameters once and used again until one of them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .ranges import Range
+from .slots import Slot
+
+
+class Kept:
+    """One value that a function makes from modules and large tensors; empty in a copy.
+
+    It is made anew when a module or a large tensor is another object or type, a large tensor was written to, or a small
+    tensor (a slot's parameter or buffer) holds other numbers, whatever way they came in.  It is never kept where
+    gradients are asked for, off the CPU (where comparing would wait), under autocast, or from slots that are not
+    `cacheable`.
+    """
+
+    def __init__(self):
+        self._held: tuple | None = None
+
+    def get(self, modules: Sequence[nn.Module | None], large: Sequence[Tensor | None], make: Callable):
+        """`make()`, or what it gave the last time."""
+        parts = [part for module in modules if module is not None for part in _within(module)]
+        if torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part._parameters.values()):
+            return make()
+        small = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        large = [t for t in large if t is not None]
+        if not _may(parts, [*small, *large]):
+            return make()
+        marks = [(t.data_ptr(), t._version, t.dtype, t.shape) for t in large]
+        held = self._held
+        if held is not None and _same(held, parts, marks, small):
+            return held[-1]
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
+            self._held = parts, _options(parts), marks, [t.detach() for t in large], [t.clone() for t in small], value
+        return value
+
+    def clear(self) -> None:
+        """Forgets the value."""
+        self._held = None
+
+    def __deepcopy__(self, memo) -> Kept:
+        return Kept()
+
+    def __reduce__(self):
+        return Kept, ()
+
+
+def _within(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    for child in module._modules.values():
+        if child is not None:
+            yield from _within(child)
+
+
+def _options(parts: Sequence[nn.Module]) -> list[str]:
+    return [part.extra_repr() for part in parts if isinstance(part, Slot)]
+
+
+def _may(parts: Sequence[nn.Module], tensors: Sequence[Tensor]) -> bool:
+    if torch.is_autocast_enabled("cpu") or not all(map(_steady, parts)):
+        return False
+    grad = torch.is_grad_enabled()
+    return all(t.is_cpu and not t.is_inference() and not (grad and t.requires_grad) for t in tensors)
+
+
+def _steady(part: nn.Module) -> bool:
+    return part.cacheable if isinstance(part, Slot) else isinstance(part, (Range, nn.ModuleList))
+
+
+def _same(held: tuple, parts, marks, small) -> bool:
+    """Lists compare modules by identity; the large tensors that are held keep their addresses from being used again."""
+    before, options, marked, _, values, _ = held
+    return (
+        before == parts and marked == marks and options == _options(parts) and len(values) == len(small)
+        and all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(values, small))
+    )  # fmt: skip
