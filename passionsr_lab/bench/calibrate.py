@@ -33,7 +33,7 @@ from ..util.memory import Peak, resident
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
-# Blocks of SD2.1: where they are, the input's channels and edge (UNet of a 512-pixel image, decoder of a 256-pixel one).
+# Blocks of SD2.1: where they are, the channels and edge of the input (UNet: 512-pixel image, decoder: 256).
 BLOCKS = {
     "sd21 unet resnet": ("unet.down_blocks.1.resnets.1", 640, 32),
     "sd21 unet transformer": ("unet.down_blocks.1.attentions.0", 640, 32),

@@ -304,7 +304,7 @@ def optimizer_of(scope: nn.Module, train: Sequence[str], rates: Mapping[str, flo
         for tag in train
         for scale, found in trainable(scope, tag).items()
     ]
-    return torch.optim.Adam(groups, fused=True) if groups else None
+    return torch.optim.Adam(groups) if groups else None
 
 
 def _sentence(end: dict) -> str:

@@ -158,27 +158,40 @@ class ShiftedRange(torch.autograd.Function):
 
 
 class Bounds(torch.autograd.Function):
-    """(low, high, trim (2, ...)) -> the boundaries, `trim` of the range inside it; they never cross."""
+    """(low, high, trim (2, ...), integer) -> the boundaries, `trim` of the range inside it; they never cross.
+
+    An integer zero point holds a boundary at 0 that training would push over it (where the range itself is on both
+    sides); there `trim` gets only the gradient that draws it back, and the range none.
+    """
 
     @staticmethod
-    def forward(ctx, low, high, trim):
+    def forward(ctx, low, high, trim, integer):
         width, (below, above) = high - low, trim.unbind()
         lower = low + width * below
         upper, least = high - width * above, lower + 1e-3 * width
-        ctx.save_for_backward(trim, width, upper >= least)
-        return lower, torch.maximum(upper, least)
+        apart, held, upper = upper >= least, None, torch.maximum(upper, least)
+        if integer:
+            held = torch.stack(((lower > 0) & (low < 0), (upper < 0) & (high > 0)))
+            lower, upper = lower.masked_fill(held[0], 0), upper.masked_fill(held[1], 0)
+        ctx.save_for_backward(trim, width, apart, held)
+        return lower, upper
 
     @staticmethod
     def backward(ctx, of_lower, of_upper):
-        trim, width, apart = ctx.saved_tensors
+        trim, width, apart, held = ctx.saved_tensors
+        drawn = None
+        if held is not None:
+            drawn = torch.stack((of_lower, -of_upper)).clamp_min_(0).mul_(held).mul_(width)
+            of_lower, of_upper = of_lower.masked_fill(held[0], 0), of_upper.masked_fill(held[1], 0)
         own = of_upper * apart
         crossing = of_upper - own
         of_lower = of_lower + crossing
         of_trim = torch.stack((of_lower * width, own * -width))
+        of_trim = of_trim if drawn is None else of_trim.add_(drawn)
         if not (ctx.needs_input_grad[0] or ctx.needs_input_grad[1]):
-            return None, None, of_trim
+            return None, None, of_trim, None
         of_width = (of_lower * trim[0]).sub_(own * trim[1]).add_(crossing, alpha=1e-3)
-        return of_lower - of_width, own + of_width, of_trim
+        return of_lower - of_width, own + of_width, of_trim, None
 
 
 # -- passes -----------------------------------------------------------------------------------------------------------
@@ -336,9 +349,8 @@ def _parameters(sums: Sums, scale, shift, lower, upper, step, base, grid: Grid) 
     outside = sums.below + sums.above
     of_upper = (sums.rounding - moved * outside) / levels + sums.above
     of_lower = outside - of_upper
-    if integer:  # a bound that is held at zero is only drawn back
-        of_lower = torch.where(lower > 0, of_lower.clamp_min(0), of_lower)
-        of_upper = torch.where(upper < 0, of_upper.clamp_max(0), of_upper)
+    if integer:  # beyond zero the grid does not follow
+        of_lower, of_upper = of_lower * (lower <= 0), of_upper * (upper >= 0)
     return of_scale, of_shift, of_lower, of_upper
 
 

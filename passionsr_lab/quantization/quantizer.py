@@ -15,8 +15,7 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, zero_point
     """x rounded to the nearest of 2**bits points between `lower` and `upper`; same shape and type as x.
 
     The bounds broadcast against x.  Gradients: straight through for x inside the bounds, none outside; the bounds
-    receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).  A bound that
-    an integer zero point holds at zero gets only a gradient that draws it back.
+    receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).
 
     Example:
         >>> fake_quantize(torch.tensor([-1.0, 0.2, 0.9]), torch.tensor(0.0), torch.tensor(1.0), bits=2)
@@ -89,7 +88,7 @@ class BoundaryQuantizer(Quantizer):
 
     def bounds(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """The boundaries for the natural range [low, high]."""
-        return Bounds.apply(low, high, self.trim)
+        return Bounds.apply(low, high, self.trim, self.zero_point == "integer")
 
 
 # A quantizer by name; a method may add its own.

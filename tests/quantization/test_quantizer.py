@@ -151,17 +151,18 @@ def test_the_gradient_passes_inside_and_stops_outside():
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_a_bound_that_is_held_at_zero_is_drawn_back_and_never_pushed_further():
-    x = torch.tensor([-1.0, 0.5, 3.0])
-    for sign in (1, -1):  # the lower bound above zero, then the upper one below
-        held, other = torch.tensor(0.2 * sign, requires_grad=True), torch.tensor(1.0 * sign, requires_grad=True)
-        bounds = (held, other) if sign > 0 else (other, held)
-        out = fake_quantize(x * sign, *bounds, 2)
-        assert torch.equal(out, fake_quantize(x * sign, *(torch.tensor(b) for b in ((0, 1), (-1, 0))[sign < 0]), 2))
+def test_a_boundary_that_is_held_at_zero_is_drawn_back_and_never_pushed_further():
+    x, low, high = torch.tensor([-1.0, 0.5, 3.0]), torch.tensor(-1.0), torch.tensor(3.0)
+    for side, trim in ((0, [0.3, 0.0]), (1, [0.0, 0.8])):  # the lower boundary above zero, then the upper one below
+        quantizer = BoundaryQuantizer(2)
+        quantizer.trim.data = torch.tensor(trim)
+        assert quantizer.bounds(low, high)[side] == 0
+        found = []
         for pull in (1, -1):
-            held.grad = None
-            (pull * sign * fake_quantize(x * sign, *bounds, 2)).sum().backward()
-            assert (held.grad * sign > 0) == (pull > 0) and held.grad * sign >= 0, "descent moves it towards zero only"
+            quantizer.trim.grad = None
+            (pull * quantizer(x, low, high)).sum().backward()
+            found.append(quantizer.trim.grad[side].item())
+        assert min(found) == 0 < max(found), "descent moves it back only"
 
 
 def test_a_boundary_that_training_pushed_over_zero_comes_back():
