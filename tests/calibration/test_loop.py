@@ -17,9 +17,10 @@ from passionsr_lab.quantization.filling import LET
 from passionsr_lab.quantization.layer import mode
 from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.ranges import Range
-from passionsr_lab.quantization.recipe import W6A6, recipe
+from passionsr_lab.quantization.recipe import W6A6, W8A8, recipe
 
 UNET = replace(W6A6, modules=("unet",))
+FINE = replace(W8A8, modules=("unet",))  # its loss is smooth in the boundaries
 LEARNED = {"transform": {"log_scale", "offset"}, "bounds": {"trim"}}
 PREFIX = {"encoder": ("vae.encoder", "vae.quant_conv"), "unet": ("unet",), "decoder": ("vae.decoder", "vae.post_quant")}
 
@@ -149,7 +150,7 @@ def test_a_stage_that_gets_worse_is_undone_wholly(run):
 
 
 def test_a_stage_that_went_too_far_goes_back_along_its_way(begin):
-    work = begin("lbq+let", UNET, epochs=2)
+    work = begin("lbq+let", FINE, epochs=2)
     records = work.run()
     first = next(records)
     while first["of"] > next(records)["step"]:
@@ -162,11 +163,11 @@ def test_a_stage_that_went_too_far_goes_back_along_its_way(begin):
 
 
 def test_a_stage_that_gets_better_stays_and_without_a_line_search_every_stage_does(run):
-    q, records = run("lbq+let", UNET, epochs=2)
+    q, records = run("lbq+let", FINE, epochs=2)
     assert (
         records[-1]["step_length"] == 1
         and records[-1]["loss"] < records[0]["loss"]
-        and not same(q, run("let", UNET)[0])
+        and not same(q, run("let", FINE)[0])
     )
     wild = replace(METHODS["lbq+let"], backtrack=False)
     _, records = run(wild, UNET, rates={"transform": 3.0, "bounds": 300.0})

