@@ -1,6 +1,7 @@
 """YAML that says one thing: every key once, every number as all readers of YAML take it, no more than it shows.
 
-YAML itself allows more: a key twice (the last wins), `042` for 34, aliases that multiply, nodes that hold themselves.
+YAML itself allows more: a key twice (the last wins), `042` for 34, `no` for false, aliases that multiply, nodes that
+hold themselves.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from yaml import Node, SafeLoader, ScalarNode
 
-BYTES = 1_000_000  # of a file
+BYTES = 100_000  # of a file
 NODES = 10_000  # keys, values and lists, counted anew wherever an alias repeats them
-AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|.*[:_].*")  # octal, base 60, and underscores between digits
+AMBIGUOUS = {  # what version 1.2 of YAML takes otherwise than 1.1 and PyYAML
+    "int": re.compile(r"[-+]?0[0-9_]+|[-+]?0b.*|.*[:_].*"),  # octal, binary, base 60, underscores between digits
+    "float": re.compile(r".*[:_].*"),
+    "bool": re.compile(r"(?i)yes|no|on|off"),
+}
 
 
 def read_strict(file: str | Path) -> tuple[dict, dict[str, int]]:
@@ -62,7 +67,7 @@ class _Inspection:
     def __init__(self, loader: SafeLoader, lines: dict[str, int]):
         self.loader, self.lines, self.count = loader, lines, 0
 
-    def inspect(self, node: Node, name: str = "", parents: tuple[Node, ...] = ()) -> None:
+    def inspect(self, node: Node, name: str = "", parents: tuple[Node, ...] = (), merged: bool = False) -> None:
         self.count += 1
         if self.count > NODES:
             _refuse(node, f"{name} makes more than {NODES:,} values, as aliases that repeat aliases do")
@@ -70,26 +75,31 @@ class _Inspection:
             _refuse(node, f"{name} holds itself")
         parents = (*parents, node)
         if node.id == "mapping":
-            for key, value in self._entries(node, name):
-                self.inspect(value, key, parents)
+            for key, value, merge in self._entries(node, name, merged):
+                self.inspect(value, key, parents, merged or merge)
         elif node.id == "sequence":
             for i, value in enumerate(node.value):
-                self.inspect(value, f"{name}.{i}", parents)
+                self.inspect(value, f"{name}.{i}", parents, merged)
         else:
             self._scalar(node, name)
 
-    def _entries(self, node: Node, name: str) -> Iterator[tuple[str, Node]]:
-        """(dotted name, value) of a mapping; the keys of one that is merged (`<<`) are its own."""
+    def _entries(self, node: Node, name: str, merged: bool) -> Iterator[tuple[str, Node, bool]]:
+        """(dotted name, value, whether it is merged in) of a mapping; the keys of what is merged (`<<`) are its own,
+        and keep the line of a key that is there beside it."""
         seen = {}
         for key, value in node.value:
             kind, line = key.tag.rpartition(":")[2], key.start_mark.line + 1
             if kind not in ("str", "merge"):
                 _refuse(key, f"{name or 'the file'} has a key that is no name")
-            dotted = f"{name}.{key.value}".lstrip(".")
+            dotted = f"{name}.{key.value}" if name else key.value
             if key.value in seen:
                 _refuse(key, f"{dotted} is given twice, first in line {seen[key.value]}")
-            seen[key.value] = self.lines[dotted] = line
-            yield name if kind == "merge" else dotted, value
+            seen[key.value] = line
+            if kind == "merge":
+                yield from ((name, item, True) for item in (value.value if value.id == "sequence" else [value]))
+                continue
+            self.lines[dotted] = self.lines.get(dotted, line) if merged else line
+            yield dotted, value, False
 
     def _scalar(self, node: ScalarNode, name: str) -> None:
         kind, text = node.tag.rpartition(":")[2], node.value
@@ -99,7 +109,7 @@ class _Inspection:
             value = math.nan
         if (isinstance(value, float) and not math.isfinite(value)) or (kind == "int" and len(text) > 300):
             _refuse(node, f"{name} is {text[:20]}, which is no finite number or date")
-        if kind in ("int", "float") and AMBIGUOUS.fullmatch(text):
+        if kind in AMBIGUOUS and AMBIGUOUS[kind].fullmatch(text):
             _refuse(node, f"{name} is {text}, which readers of YAML take differently (here {value}); write it plainly")
 
 

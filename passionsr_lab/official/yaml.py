@@ -155,7 +155,7 @@ def read_options(file: str | Path, command: str) -> OfficialConfig:
 def _told(error: ValidationError, lines: dict[str, int]) -> str:
     """What follows the file's name: all keys that are unknown, or else the first thing that is wrong."""
     problems = {".".join(map(str, p["loc"])): p for p in error.errors(include_url=False)}
-    unknown = [f"{key} (line {lines[key]})" for key, p in problems.items() if p["type"] == "extra_forbidden"]
+    unknown = [f"{key[:100]} (line {lines[key]})" for key, p in problems.items() if p["type"] == "extra_forbidden"]
     if unknown:
         return f" has keys that the released code's files do not have: {', '.join(unknown)}"
     key = min(problems, key=lambda key: lines.get(key, math.inf))
