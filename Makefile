@@ -21,7 +21,7 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 .PHONY: figures test lab lint unit notebooks ablation slow browser docs wheel clean
 
 figures: $(READY)
-	$(BIN)/python -m passionsr_lab.tools.notebooks refresh $(NOTEBOOKS)
+	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P 2 $(BIN)/python -m passionsr_lab.tools.notebooks refresh
 
 test: lint unit notebooks
 

@@ -29,13 +29,19 @@ BETAS = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")  # wh
 # Field -> the open interval in which it makes sense; a count is an integer.
 NUMBERS = {
     "beta_start": (0, 1), "beta_end": (0, 1), "trained_betas": (0, 1), "norm_eps": (0, 1), "scaling_factor": (0, 1e4),
+    "layer_norm_eps": (0, 1),
 }  # fmt: skip
 COUNTS = {
-    "num_train_timesteps": 100_000, "transformer_layers_per_block": 64, "layers_per_block": 64, "in_channels": 4096,
+    "num_train_timesteps": 100_000, "transformer_layers_per_block": 64, "layers_per_block": 64,
+    "reverse_transformer_layers_per_block": 64, "in_channels": 4096,
     "out_channels": 4096, "latent_channels": 4096, "norm_num_groups": 4096, "block_out_channels": 16_384,
     "attention_head_dim": 16_384, "num_attention_heads": 16_384, "cross_attention_dim": 65_536,
     "time_embedding_dim": 65_536, "conv_in_kernel": 31, "conv_out_kernel": 31,
+    # of the prompt branch
+    "num_hidden_layers": 64, "hidden_size": 16_384, "intermediate_size": 65_536, "vocab_size": 1_000_000,
+    "max_position_embeddings": 65_536, "width": 4096,
 }  # fmt: skip
+LEVELS = 8  # of a network, and values in a list that has one for each
 
 
 def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: Mapping, where: object) -> None:
@@ -60,7 +66,7 @@ def refuse_unknown(scheduler_config: Mapping, vae_config: Mapping, unet_config: 
         for field, only in FIXED[name].items():
             if config.get(field, only) != only:
                 raise ValueError(f"{what}: {field} is {config[field]!r}; only {only!r} is supported.")
-        _refuse_numbers(config, what)
+        refuse_numbers(config, what)
     defaults = fields(CLASSES["vae"]), fields(CLASSES["unet"])
     latent = vae_config.get("latent_channels", defaults[0]["latent_channels"])
     for field in ("in_channels", "out_channels"):
@@ -117,15 +123,16 @@ def fields(name: object) -> dict:
     return {field: parameter.default for field, parameter in parameters.items()}
 
 
-def _refuse_numbers(config: Mapping, what: str) -> None:
+def refuse_numbers(config: Mapping, what: object) -> None:
+    """`ValueError` that names a field whose number makes no sense, or that has more values than a network levels."""
     for field, value in config.items():
         low, high = NUMBERS.get(field, (0, COUNTS[field] + 1) if field in COUNTS else (-math.inf, math.inf))
         for leaf in _leaves(value):
             right = isinstance(leaf, int if field in COUNTS else (int, float)) and not isinstance(leaf, bool)
             if (field in NUMBERS or field in COUNTS or isinstance(leaf, float)) and not (right and low < leaf < high):
                 raise ValueError(f"{what}: {field} is {leaf!r}, which makes no sense.")
-    if len(config.get("block_out_channels", ())) > 8:
-        raise ValueError(f"{what}: block_out_channels has {len(config['block_out_channels'])} levels; 8 are the most.")
+        if isinstance(value, (list, tuple)) and len(value) > LEVELS and field[:1] != "_" and field != "trained_betas":
+            raise ValueError(f"{what}: {field} has {len(value):,} values; {LEVELS} are the most, one per level.")
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -12,7 +12,7 @@ from ..util.compat import torchvision_importable
 from ..util.files import read_json
 from .configs import refuse_unknown
 from .onestep import CONFIG, EMBEDDING, FORMAT, OneStepSR, require_settings
-from .reading import network, owned, silent
+from .reading import first_sentence, network, owned, silent
 
 CONFIGS = ("scheduler/scheduler_config.json", "vae/config.json", "unet/config.json")
 
@@ -51,13 +51,18 @@ def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
         unet = network(UNet2DConditionModel, folder / "unet")
         vae = network(AutoencoderKL, folder / "vae")
     except Exception as error:  # every library on this path raises its own kind, some in many lines
-        raise ValueError(f"{folder} is not a complete one-step SR model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{folder} is not a complete one-step SR model: {first_sentence(error)}") from error
     embedding = _embedding(folder / EMBEDDING, unet.config.cross_attention_dim)
     branch = None
     if prompt:
         from .prompt import PromptBranch
 
         branch = PromptBranch.load(folder)
+        width = branch.text_encoder.config.hidden_size
+        if width != embedding.shape[-1]:
+            raise ValueError(
+                f"{folder / 'text_encoder'} makes embeddings of {width}, but the UNet needs {embedding.shape[-1]}."
+            )
     name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
     return owned(OneStepSR(unet, vae, scheduler, embedding, timestep, upscale, branch, name))
 

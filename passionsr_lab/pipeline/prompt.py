@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..util.compat import torchvision_importable
 from ..util.files import read_json, write_json, write_tensors
-from .configs import refuse_non_finite
-from .reading import variant
+from .configs import refuse_non_finite, refuse_numbers
+from .reading import first_sentence, require_undamaged, variant, weight_files
 
 TAGS = (
     *("dark", "bright", "flat", "contrasty", "grey", "vivid"),
@@ -90,25 +90,23 @@ class PromptBranch(nn.Module):
         write_json(folder / "tagger" / "config.json", {"width": self.tagger[0].out_channels, "tags": list(TAGS)})
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.text_encoder.save_pretrained(folder / "text_encoder")
+        weights = folder / "text_encoder" / "model.safetensors"
+        write_tensors(weights, load_file(weights))  # with a digest
 
     @classmethod
     def load(cls, folder: Path) -> PromptBranch:
-        """Reads what `save` wrote; `ValueError` names the part that is missing."""
+        """Reads what `save` wrote; `ValueError` names the part that is missing, damaged or does not fit the others."""
         torchvision_importable()
-        from transformers import CLIPTextModel, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         try:
             tagger = _load_tagger(folder / "tagger")
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-            encoder = folder / "text_encoder"
-            options = {"dtype": torch.float32, "variant": variant(encoder, "model"), "output_loading_info": True}
-            with without_progress_bar():
-                text_encoder, report = CLIPTextModel.from_pretrained(encoder, **options)
-            if report["missing_keys"]:
-                raise ValueError(f"{encoder} has no weights for {min(report['missing_keys'])}.")
-            refuse_non_finite(text_encoder, encoder)
+            text_encoder = _load_text_encoder(folder / "text_encoder")
+            if max(tokenizer.get_vocab().values()) >= text_encoder.config.vocab_size:
+                raise ValueError(f"{folder / 'tokenizer'} has more words than the text encoder")
         except Exception as error:  # every library on this path raises its own kind, some in many lines
-            raise ValueError(f"{folder} has no complete prompt branch: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{folder} has no complete prompt branch: {first_sentence(error)}.") from error
         return cls(tagger, tokenizer, text_encoder)
 
 
@@ -116,10 +114,28 @@ def _load_tagger(folder: Path) -> Tagger:
     config = read_json(folder / "config.json")
     if config.keys() != {"width", "tags"} or config["tags"] != list(TAGS):
         raise ValueError(f"{folder} is a tagger of other tags than this library's.")
+    refuse_numbers({"width": config["width"]}, folder)
     tagger = Tagger(config["width"])
+    require_undamaged(folder / "model.safetensors")
     tagger.load_state_dict(load_file(folder / "model.safetensors"))
     refuse_non_finite(tagger, folder)
     return tagger.float()
+
+
+def _load_text_encoder(folder: Path) -> nn.Module:
+    from transformers import CLIPTextModel
+
+    refuse_numbers(read_json(folder / "config.json"), folder)
+    for file in weight_files(folder, "model"):
+        require_undamaged(file)
+    options = {"dtype": torch.float32, "variant": variant(folder, "model"), "output_loading_info": True}
+    with without_progress_bar():
+        encoder, report = CLIPTextModel.from_pretrained(folder, **options)
+    for key, what in (("missing_keys", "no weights for"), ("unexpected_keys", "weights that it does not ask for:")):
+        if report[key]:
+            raise ValueError(f"{folder} has {what} {min(report[key])}.")
+    refuse_non_finite(encoder, folder)
+    return encoder
 
 
 @contextmanager

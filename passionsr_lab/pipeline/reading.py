@@ -15,12 +15,13 @@ from ..util.files import write_tensors
 from .configs import refuse_non_finite
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files
-ENDS = (".safetensors", "-*-of-*.safetensors", ".bin", "-*-of-*.bin")  # of one network's, the first that is there
+ENDS = (".safetensors", "-*-of-*.safetensors", ".bin", "-*-of-*.bin")  # of one network's, whole and in shards
 
 
 def network(kind: type, folder: Path) -> nn.Module:
     """A diffusers model in float32; a weight that is missing would be random, one too many lost: both are errors."""
     options = {"torch_dtype": torch.float32, "variant": variant(folder), "output_loading_info": True}
+    files = weight_files(folder)
     with silent():
         found, report = kind.from_pretrained(folder, **options)
     if report["missing_keys"]:
@@ -29,10 +30,9 @@ def network(kind: type, folder: Path) -> nn.Module:
         raise ValueError(
             f"{folder} has weights {min(report['unexpected_keys'])}, which its config.json does not ask for."
         )
-    files = weight_files(folder)
     refuse_non_finite(found, files[0] if len(files) == 1 else folder)
     for file in files:
-        _require_intact(file)
+        require_undamaged(file)
     return found
 
 
@@ -43,7 +43,8 @@ def write_network(network: nn.Module, folder: Path) -> None:
         stale.unlink()
 
 
-def _require_intact(file: Path) -> None:
+def require_undamaged(file: Path) -> None:
+    """`checkpoint.require_intact`, whose error names the file."""
     try:
         require_intact(file)
     except ValueError as error:
@@ -63,11 +64,23 @@ def silent() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
+def first_sentence(error: Exception) -> str:
+    """What a library's error says, without the advice that follows."""
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")[:300]
+
+
 def weight_files(folder: Path, stem: str = STEM) -> list[Path]:
-    """The files with one network's weights: plain ones before a `variant`, whole before shards; [] without any."""
+    """The files with one network's weights: plain ones before a `variant`, safetensors before others; [] without any.
+
+    Raises `ValueError` as `variant` does, and where they are there whole and in shards.
+    """
     kind = variant(folder, stem) if folder.is_dir() else None
     base = stem if kind is None else f"{stem}.{kind}"
-    return next(filter(None, (sorted(folder.glob(base + end)) for end in ENDS)), [])
+    found = [sorted(folder.glob(base + end)) for end in ENDS]
+    for whole, shards in (found[:2], found[2:]):
+        if whole and shards:
+            raise ValueError(f"{folder} holds its weights whole and in shards; keep {whole[0].name} or the others.")
+    return next(filter(None, found), [])
 
 
 def variant(folder: Path, stem: str = STEM) -> str | None:

@@ -121,9 +121,12 @@ def read_json(path: str | Path) -> dict:
     A key that is there twice, NaN, infinity and 1e400 are refused.
     """
     try:
-        content = json.loads(
-            Path(path).read_text(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
-        )
+        if Path(path).exists() and not Path(path).is_file():
+            raise OSError("it is no plain file")
+        text = Path(path).read_text()
+        if not text.strip():
+            raise ValueError("it is empty")
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -338,7 +338,7 @@ def test_propagation_is_what_two_separate_passes_give(calibrated, images):
             attention, scale = q.get_submodule(name), q.get_submodule(name).scale
             qkv = [[full[f"{name}.to_{key}"] for key in "qkv"] for (full, _), _ in runs]
             local = decibels([(r[0][0][name], layer.product(*x, attention.heads, scale)) for r, x in zip(runs, qkv)])
-        even = 0.05 if isinstance(layer, QuantLayer) else 0.5  # equal probabilities of a random attention fall either way
+        even = 0.05 if isinstance(layer, QuantLayer) else 0.5  # equal probabilities round either way
         assert frame.local_db[name] == pytest.approx(local, abs=even)
 
 

@@ -1,6 +1,7 @@
 """Model folders: what is written comes back, in any architecture and form of file; all else is refused."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -106,6 +107,21 @@ def change(path, name, **positions):
     save_file(tensors, path)
 
 
+def flip(path):
+    """One bit of the last tensor, which stays a number."""
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+def words_beyond(path):
+    """A vocabulary with a word beyond the text encoder's."""
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["flat"] = 10_000
+    path.write_text(json.dumps(content))
+
+
+SHARD = "diffusion_pytorch_model-00001-of-00001.safetensors"
 UNET, VAE, SCHEDULE = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
 BREAKS = {
     "no unet": ("unet", lambda f: shutil.rmtree(f / "unet")),
@@ -118,7 +134,7 @@ BREAKS = {
     "an infinity": (f"vae/{WEIGHTS} has values in decoder.conv_out.weight",
                     lambda f: change(f / "vae" / WEIGHTS, "decoder.conv_out.weight", last=-torch.inf)),
     "no architecture": (VAE, lambda f: (f / VAE).unlink()),
-    "an empty architecture": (UNET, lambda f: (f / UNET).write_text("")),
+    "an empty architecture": (f"{UNET} cannot be read as JSON: it is empty", lambda f: (f / UNET).write_text("")),
     "a field twice": ("scaling_factor", lambda f: (f / VAE).write_text('{"scaling_factor": 1, "scaling_factor": 2}')),
     "a number that is none": (VAE, lambda f: said(f / VAE, scaling_factor=float("nan"))),
     "a number too large": (SCHEDULE, lambda f: (f / SCHEDULE).write_text('{"beta_start": 1e400}')),
@@ -126,7 +142,13 @@ BREAKS = {
     "flow matching": ("Flow", lambda f: said(f / SCHEDULE, _class_name="FlowMatchEulerDiscreteScheduler")),
     "zero SNR": ("rescale_betas_zero_snr", lambda f: said(f / SCHEDULE, rescale_betas_zero_snr=True)),
     "a shifted latent": ("shift_factor", lambda f: said(f / VAE, shift_factor=0.1)),
-    "layers without end": ("layers_per_block", lambda f: said(f / UNET, layers_per_block=1_000_000)),
+    **{f"{field} without end": (field, lambda f, field=field, value=value: said(f / UNET, **{field: value}))
+       for field, value in (("layers_per_block", 10**6), ("transformer_layers_per_block", 10**6),
+                            ("reverse_transformer_layers_per_block", [[10**6], 1]), ("attention_head_dim", [2] * 10**5),
+                            ("down_block_types", ["DownBlock2D"] * 10**5))},
+    "a pipe for an architecture": (VAE, lambda f: (f / VAE).unlink() or os.mkfifo(f / VAE)),
+    "weights whole and in shards": ("whole and in shards",
+                                    lambda f: shutil.copy(f / "unet" / WEIGHTS, f / "unet" / SHARD)),
     "a list of settings": (CONFIG, lambda f: (f / CONFIG).write_text("[999, 4]")),
     "no timestep": ("timestep", lambda f: said(f / CONFIG, timestep=None)),
     "an unknown setting": ("guidance", lambda f: said(f / CONFIG, guidance=7.5)),
@@ -182,6 +204,11 @@ def test_a_branch_that_is_missing_or_not_understood_is_refused_in_one_sentence(f
         ("0.weight", lambda f: change(f / tagger, "0.weight", last=torch.nan)),
         (name, lambda f: change(f / encoder, name)), (name, lambda f: change(f / encoder, name, last=torch.inf)),
         ("tokenizer", lambda f: (f / "tokenizer/tokenizer.json").unlink()),
+        (f"{tagger} is damaged", lambda f: flip(f / tagger)), (f"{encoder} is damaged", lambda f: flip(f / encoder)),
+        ("width is 1000000000", lambda f: said(f / "tagger/config.json", width=10**9)),
+        ("num_hidden_layers", lambda f: said(f / "text_encoder/config.json", num_hidden_layers=10**6)),
+        ("does not ask for", lambda f: said(f / "text_encoder/config.json", num_hidden_layers=1)),
+        ("more words", lambda f: words_beyond(f / "tokenizer/tokenizer.json")),
     )):  # fmt: skip
         copy = shutil.copytree(prompted, tmp_path / f"{i}")
         damage(copy)
