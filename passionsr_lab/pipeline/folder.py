@@ -51,7 +51,7 @@ def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
         unet = network(UNet2DConditionModel, folder / "unet")
         vae = network(AutoencoderKL, folder / "vae")
     except Exception as error:  # every library on this path raises its own kind, some in many lines
-        raise ValueError(f"{folder} is not a complete one-step SR model: {first_sentence(error)}") from error
+        raise ValueError(f"{folder} is not a complete one-step SR model: {first_sentence(error)}.") from error
     embedding = _embedding(folder / EMBEDDING, unet.config.cross_attention_dim)
     branch = None
     if prompt:

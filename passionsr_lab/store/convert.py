@@ -7,10 +7,8 @@ from typing import Sequence
 
 from ..fullsize.sd21 import sd21
 from ..official import released as official
-from ..official.norms import norms
 from ..quantization.place import QuantizedSR
-from ..util.files import write_tensors
-from .folder import NORMS, load, save
+from .folder import load, save
 
 ARCHITECTURE = "sd21"
 
@@ -27,9 +25,6 @@ def import_files(
     if model == ARCHITECTURE:
         quantized.name = "osediff"  # whose weights, merged into SD2.1's, released files belong to
     save(quantized, out)
-    (out / NORMS).unlink(missing_ok=True)
-    if quantized.prompt_embedding.is_meta:
-        write_tensors(out / NORMS, _own_norms(quantized))
     rows = quantized.history["released"]
     return {
         "model": model, "label": quantized.label, "recipe": quantized.recipe.name, "numerics": numerics,
@@ -51,9 +46,3 @@ def export_folder(folders: Sequence[Path], model: str, out: Path) -> dict:
         raise ValueError(f"{folders[0]} is a full-precision model; give a folder that `calibrate` or `convert` wrote.")
     told = official.save_released(quantized, out)
     return {"model": quantized.name, "recipe": quantized.recipe.name, "out": str(out), **told}
-
-
-def _own_norms(quantized: QuantizedSR) -> dict:
-    """The norms that a model without weights took from the files."""
-    found = {f"{p}.{k}": v for p in ("unet", "vae") for k, v in norms(getattr(quantized, p)).items()}
-    return {key: value for key, value in found.items() if not value.is_meta}

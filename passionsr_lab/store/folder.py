@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import __version__
@@ -23,7 +22,9 @@ from ..pipeline.identity import SHAPES, fingerprint
 from ..pipeline.onestep import OneStepSR
 from ..quantization.place import QuantizedSR, quantize, unquantize
 from ..quantization.recipe import Recipe
+from ..util.checkpoint import read_checkpoint
 from ..util.files import write_json, write_tensors
+from ..util.hashing import tensors_digest
 
 TENSORS, DESCRIPTION, NORMS = "quantized.safetensors", "quantized.json", "norms.safetensors"
 FORMAT = 2  # of the folder; 1 had the options of LET in the recipe
@@ -59,9 +60,21 @@ def save(q: QuantizedSR, folder: str | Path) -> Path:
         "sources": q.sources, "recipe": q.recipe.to_dict(), "method": q.method.describe(), "calibration": q.history,
         "versions": {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
     }  # fmt: skip
+    if q.prompt_embedding.is_meta:
+        taken = own_norms(q, taken=True)
+        write_tensors(folder / NORMS, taken)
+        description["norms"] = tensors_digest(taken.items())
+    else:
+        (folder / NORMS).unlink(missing_ok=True)
     write_tensors(folder / TENSORS, tensors)
     write_json(folder / DESCRIPTION, description | {"digest": digest(tensors, description)})
     return folder
+
+
+def own_norms(pipe: OneStepSR | QuantizedSR, taken: bool = False) -> dict[str, Tensor]:
+    """The norms of UNet and VAE by name; `taken`: those only that a model without weights took from released files."""
+    found = {f"{part}.{k}": v for part in ("unet", "vae") for k, v in norms(getattr(pipe, part)).items()}
+    return {name: found[name] for name in sorted(found) if not (taken and found[name].is_meta)}
 
 
 def digest(tensors: dict[str, Tensor], description: dict) -> str:
@@ -100,7 +113,7 @@ def load_quantized(folder: Path, pipe: OneStepSR | None = None, method: Method |
     except ValueError as error:
         raise ValueError(f"{folder} belongs to the model {name!r}; load that and give it as pipe=: {error}") from None
     bare = mark.startswith(SHAPES)
-    if fingerprint(pipe.prune(), values=not bare) != mark or (bare and not _norms_fit(folder, pipe)):
+    if fingerprint(pipe.prune(), values=not bare) != mark or (bare and not _norms_fit(folder, description, pipe)):
         raise ValueError(f"{folder} was calibrated for another model ({name!r}), not for {pipe.name!r}; load that one.")
     q = quantize(pipe, recipe)
     q.method = method
@@ -138,8 +151,9 @@ def _with_options(method: Method, saved: dict) -> Method:
     return replace(method.with_options(**slots), rates=saved["rates"])
 
 
-def _norms_fit(folder: Path, pipe: OneStepSR) -> bool:
+def _norms_fit(folder: Path, description: dict, pipe: OneStepSR) -> bool:
     """Whether the norms beside tensors that were made for a model without weights are this model's."""
-    given = load_file(folder / NORMS) if (folder / NORMS).is_file() else {}
-    own = {f"{network}.{k}": v for network in ("unet", "vae") for k, v in norms(getattr(pipe, network)).items()}
+    given, own = read_checkpoint(folder / NORMS), own_norms(pipe)
+    if tensors_digest(sorted(given.items())) != description.get("norms"):
+        raise ValueError(f"{folder / NORMS} is not what was written beside {DESCRIPTION}; copy the folder again.")
     return given.keys() <= own.keys() and not differing_norms(own, given)[1]

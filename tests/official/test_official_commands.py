@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from released import small_sd21
+from safetensors.torch import save_file
 from test_yaml import INFERENCE, UV, B, Q, write  # noqa: F401
 
 from passionsr_lab.imaging.pictures import read_image
 from passionsr_lab.imaging.tiling import Tiling
 from passionsr_lab.official import released as official
 from passionsr_lab.store import convert
-from passionsr_lab.store.folder import DESCRIPTION, TENSORS, load
+from passionsr_lab.store.folder import DESCRIPTION, NORMS, TENSORS, load
 
 
 def pictures(folder, count=2, size=16):
@@ -103,6 +104,18 @@ def test_convert_without_weights_fits_the_model_with_the_files_norms_only(cli, m
     assert torch.equal(load(tmp_path / "q", pipe)(x), official.load_released(pipe, files[1:], "W6A6")(x))
     with pytest.raises(ValueError, match="was calibrated for another model"):
         load(tmp_path / "q", small_sd21(seed=1))
+    norms = tmp_path / "q" / NORMS
+    whole = norms.read_bytes()
+    for damaged in (whole[:-4] + b"\0\0\0\x40", whole[:100], b""):
+        norms.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"norms\.safetensors is damaged"):
+            load(tmp_path / "q", pipe)
+    save_file({"vae.other": torch.ones(1)}, norms)
+    with pytest.raises(ValueError, match="not what was written beside"):
+        load(tmp_path / "q", pipe)
+    norms.unlink()
+    with pytest.raises(ValueError, match=r"There is no file .*norms\.safetensors"):
+        load(tmp_path / "q", pipe)
     code, out, err = cli(*command, tmp_path / "p", "--numerics", "paper")
     assert code == 2 and "needs the model's weights" in err and not (tmp_path / "p").exists()
 
