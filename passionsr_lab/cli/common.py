@@ -9,6 +9,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import click
 
 from . import COMMANDS
+from .options import NAMES
 from .terminal import complain, unbroken
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -42,6 +43,27 @@ class Commands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+class Command(click.Command):
+    """A command whose lists of names are separated by commas or by spaces: `--recipes W6A6,W4A8` or `W6A6 W4A8`."""
+
+    def parse_args(self, context, arguments: list[str]) -> list[str]:
+        lists = {option for p in self.params if p.type is NAMES for option in p.opts}
+        return super().parse_args(context, list(_joined(arguments, lists))[:-1])
+
+
+def _joined(arguments: list[str], lists: set[str]) -> Iterator[str]:
+    """The arguments, with the words that follow one of the options `lists` as one word."""
+    names = None  # of the list that is being read
+    for word in (*arguments, "-"):
+        if names is not None and not word.startswith("-"):
+            names.append(word)
+            continue
+        if names:
+            yield ",".join(name.strip(",") for name in names) if len(names) > 1 else names[0]
+        names = [] if word in lists else None
+        yield word
+
+
 def command(*examples: str) -> Callable[[Callable[..., Told]], click.Command]:
     """Makes a command of a function (**options) -> `Told`; its help is its summary, its docstring and the examples."""
 
@@ -63,7 +85,7 @@ def command(*examples: str) -> Callable[[Callable[..., Told]], click.Command]:
 
         shown = "\n".join(f"  python -m passionsr_lab {example}" for example in examples)
         text = f"{COMMANDS[function.__name__]}\n\n{function.__doc__}\n\n\b\nexamples:\n{shown}"
-        return click.command(function.__name__, help=text, context_settings=SETTINGS)(run)
+        return click.command(function.__name__, Command, help=text, context_settings=SETTINGS)(run)
 
     return decorate
 
@@ -79,6 +101,11 @@ def _plain(value) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def table(rows) -> str:
+    """A DataFrame's rows for a reader, aligned; what is missing is left empty."""
+    return rows.to_string(na_rep="", float_format="{:.6g}".format)
 
 
 def note(line: str) -> None:

@@ -7,7 +7,7 @@ from .common import Told, command, progress
 from .options import COUNT, FILE, JOBS, MODEL, NAMES, STORE, workers
 
 
-@command("compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4,W4A8 --methods lbq,let")
+@command("compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4 W4A8 --methods lbq let")
 @MODEL
 @click.option("--recipes", default="W8A8,W6A6,W4A4", type=NAMES)
 @click.option("--methods", default=",".join(ABLATION), type=NAMES)

@@ -4,7 +4,7 @@ import time
 
 import click
 
-from .common import Told, command
+from .common import Told, command, lines, table
 from .options import RECIPE, SIZE
 
 
@@ -20,4 +20,18 @@ def cost(model, recipe, size) -> Told:
     start = time.perf_counter()
     figures = report(architecture(model), recipe, size)
     head = {"model": model, "recipe": recipe.name if recipe else "W32A32", "size": size}
-    return Told(head | figures | {"seconds": time.perf_counter() - start})
+    text = f"{lines(head | {key: figures[key] for key in ('parameters', 'macs')})}\n\n{_tables(figures)}"
+    return Told(head | figures | {"seconds": time.perf_counter() - start}, text=text)
+
+
+def _tables(figures: dict) -> str:
+    """Both countings, a row per module."""
+    import pandas as pd
+
+    parts = []
+    for key, title in (("exact", "exactly"), ("paper", "as the paper counts")):
+        whole = dict(figures[key])
+        rows = whole.pop("modules") | {"in 32 bits": whole.pop("full", None), "all": whole}
+        frame = pd.DataFrame.from_dict({name: row for name, row in rows.items() if row}, orient="index")
+        parts.append(f"{title}\n{table(frame)}")
+    return "\n\n".join(parts)

@@ -3,7 +3,7 @@
 import click
 
 from ..evaluation.protocols import PROTOCOLS
-from .common import Told, command
+from .common import Told, command, lines, table
 from .options import FILE, NAMES, PATH
 
 
@@ -22,5 +22,7 @@ def measure(images, references, protocol, metrics, csv) -> Told:
     frame = scores(images, references, metrics, protocol)
     if csv:
         write_csv(frame, csv)
-    count = int(frame.name[frame.name != "all"].nunique())
-    return Told({"images": count, "scores": plain(summary(frame)), "versions": versions(protocol, metrics)})
+    scored, count = summary(frame), int(frame.name[frame.name != "all"].nunique())
+    result = {"images": count, "scores": plain(scored), "versions": versions(protocol, metrics)}
+    rest = {"images": count, "notes": [note for note in scored.note if note], "versions": result["versions"]}
+    return Told(result, text=f"{table(scored.drop(columns='note').set_index('metric'))}\n\n{lines(rest)}")

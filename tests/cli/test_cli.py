@@ -141,6 +141,9 @@ def test_compare_prints_the_table_and_takes_finished_runs_from_its_cache(told, c
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["recipe", "W32A32", "W4A4", "W4A4"]
     assert len(pd.read_csv(tmp_path / "table.csv")) == 3
     monkeypatch.setattr(Calibration, "run", lambda self: pytest.fail("this run is in the cache"))
+    spaced = ("--methods", "maxmin", "let", "--recipes", "W4A4", "W4A4,", "W4A4", "--quiet")
+    code, out, _ = cli("compare", "--model", model, "--cache", tmp_path / "c", *spaced)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()][1:] == ["W32A32", "W4A4", "W4A4"]
     runs = told(*command)[1]["runs"]
     assert [row["method"] for row in runs] == ["maxmin", "let"]
     assert [row["psnr_y"] for row in runs] == pytest.approx(list(pd.read_csv(tmp_path / "table_runs.csv").psnr_y))
@@ -166,6 +169,27 @@ def test_evaluate_and_cost(told, model, photos):
     assert code == 0 and (result["model"], result["recipe"], result["size"]) == ("sd21", "W6A6", 512)
     assert (round(result["paper"]["params_M"]), int(result["paper"]["ops_G"])) == (178, 795)
     assert result["seconds"] < 60 and told("cost", "--model", "tiny", "--size", 256)[1]["recipe"] == "W32A32"
+
+
+def test_cost_and_measure_print_aligned_tables_of_the_numbers_that_json_has(cli, told, photos, tmp_path):
+    result = told("cost", "--model", "tiny", "--recipe", "W6A6", "--size", 256)[1]
+    code, out, _ = cli("cost", "--model", "tiny", "--recipe", "W6A6", "--size", 256)
+    head, exact, paper = out.split("\n\n")
+    assert code == 0 and f"parameters: {result['parameters']}\n" in head and head.startswith("model: tiny\n")
+    for part, key, title in ((exact, "exact", "exactly"), (paper, "paper", "as the paper counts")):
+        first, columns, *rows = part.rstrip("\n").split("\n")
+        assert first == title and len({len(row) for row in rows}) == 1, "aligned"
+        assert [row[:10].strip() for row in rows] == ["encoder", "unet", "decoder", "in 32 bits", "all"]
+        whole = {k: v for k, v in result[key].items() if not isinstance(v, dict)}
+        assert {*whole} <= {*columns.split()} and all(
+            f"{v:.12g}" in rows[-1] for v in whole.values() if v == round(v, 3)
+        )
+    assert "in 32 bits" not in cli("cost", "--model", "tiny", "--size", 256)[1]
+    command = ("measure", "-i", photos, "-r", photos, "--metrics", "psnr", "ssim")
+    scores, (code, out, _) = told(*command)[1]["scores"], cli(*command)
+    rows = out.split("\n\n")[0].splitlines()[2:]
+    assert code == 0 and [row.split()[0] for row in rows] == [row["metric"] for row in scores] == ["psnr_y", "ssim_y"]
+    assert f"{scores[0]['mean']:.6g}" in rows[0] and "\nimages: 3\n" in out
 
 
 def test_measure_is_the_mean_and_a_metric_without_weights_says_why(picture, told, photos, tmp_path, monkeypatch):
