@@ -132,7 +132,7 @@ bench
 # %%
 versions = {label: image for label, image in (pictures | quantized).items() if label != "LR"}
 left, right = (f"{label} {RECIPES[0]}" for label in METHODS.values())
-widgets.Comparison(versions, left, right)
+widgets.Comparison(versions, left, right, quality=90)
 
 # %%
 plots.split(versions[left], versions[right], names=(left, right))

@@ -7,6 +7,7 @@ gradients too, since both need them; with the activations' alone, the weights be
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -48,7 +49,6 @@ class Steps:
     recipe: of the quantization; batch, crop: pairs per step of the embedded model and their HR pixels.
     rounds: of which medians are taken; every round runs every kind of step once.
     blocks: whether SD2.1's blocks are run too; whole: whether a whole calibration is, for the share of its steps.
-    compiled: whether elementwise functions are compiled (see `quantization.fused.compiled`).
     """
 
     recipe: str = "W6A6"
@@ -57,7 +57,6 @@ class Steps:
     rounds: int = 9
     blocks: bool = True
     whole: bool = True
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,8 @@ def machine() -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     rows = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     return {
-        "step": "machine", "cpu": rows.get("model name", platform.processor()), "cores": torch.get_num_threads(),
+        "step": "machine", "cpu": rows.get("model name", platform.processor()), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "flags": [flag for flag in FLAGS if flag in rows.get("flags", "").split()],
         "vectors": torch.backends.cpu.get_cpu_capability(), "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
@@ -183,20 +183,22 @@ def _measured(case: Case, rounds: int) -> dict:
                 step()
                 times[name] += [time.process_time() - start] if i else []
     seconds = {name: statistics.median(found) for name, found in times.items()}
-    peaks = {name: _peak(kind) for name, kind in kinds.items()}
+    peaks = {name: _peak(kind, case.scope) for name, kind in kinds.items()}
     over = BASE | {"forward": "float forward"}
     return {
         "cpu_seconds": seconds, "peak_bytes": peaks,
         "ratios": {name: seconds[name] / seconds[base] for name, base in over.items()},
-        "memory_ratios": {name: peaks[name] / peaks[base] for name, base in over.items() if name != "forward"},
+        "memory_ratios": {name: peaks[name] / max(1, peaks[base]) for name, base in BASE.items()},
     }  # fmt: skip
 
 
-def _peak(kind) -> int:
-    """Bytes that a step holds at most beyond those before it; a second one, so that what is kept for good is there."""
+def _peak(kind, scope: nn.Module) -> int:
+    """Bytes that a step holds at most beyond those before it, weights that are kept for the next one among them."""
     with kind as step:
         step()
         kind.forget()
+        for layer in (m for m in scope.modules() if isinstance(m, QuantLayer)):
+            layer.forget()
         before = resident()
         with Peak() as peak:
             step()

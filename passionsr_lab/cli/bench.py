@@ -17,7 +17,6 @@ from .options import DEVICE, SIZE
 @click.option("--device", type=DEVICE, help="fullsize: like cpu", show_default="cuda if there is one")
 @click.option("--bfloat16", is_flag=True, help="fullsize: convolutions and products in bfloat16")
 @click.option("--rounds", default=9, type=click.IntRange(1), help="calibrate: medians of so many")
-@click.option("--compiled", is_flag=True, help="calibrate: elementwise functions compiled, if there is a compiler")
 @click.option("--report", type=click.Path(dir_okay=False), help="calibrate: a JSON file to write too")
 def bench(what, **options) -> Told:
     """fullsize: quantized; a calibration step of each module, then a whole image.  Random weights show no quality.
@@ -40,11 +39,11 @@ def _fullsize(recipe, size, crop, device, bfloat16, **_) -> Told:
     return Told({"records": records, "peak_bytes": peak}, text="")
 
 
-def _calibrate(recipe, rounds, compiled, report, **_) -> Told:
+def _calibrate(recipe, rounds, report, **_) -> Told:
     from ..bench import calibrate as benchmark
 
     records = []
-    for record in benchmark.calibrate(benchmark.Steps(recipe, rounds=rounds, compiled=compiled)):
+    for record in benchmark.calibrate(benchmark.Steps(recipe, rounds=rounds)):
         records.append(record)
         live(_line(record))
     result = {"ratios": records[-1]["ratios"], "memory_ratios": records[-1]["memory_ratios"], "records": records[:-1]}

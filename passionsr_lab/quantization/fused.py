@@ -274,6 +274,7 @@ def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, 
         grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None)
     )
     del seen
+    of_weight, of_bias = (t if t is None else t.to(code.dtype) for t in (of_weight, of_bias))
     if value is not None and needs[1]:
         column = of_bias.view(conv.groups, -1, 1)
         _grouped(of_weight, conv).baddbmm_(column, _columns(value, weight, conv).transpose(1, 2))

@@ -113,7 +113,7 @@ class QuantLayer(Quantized):
         channels = len(self.range.low)
         halved = self.setting.split and channels > 1 and not (self.conv and self.layer.groups > 1)
         self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]  # a method may split elsewhere
-        self._kept_weight.clear()
+        self.forget()
         self.act_quantizers, self.weight_quantizers = nn.ModuleList(), nn.ModuleList()
         self.transform: EquivalentTransform | None = None
         self.rounding: nn.ModuleList | None = None
@@ -185,9 +185,13 @@ class QuantLayer(Quantized):
     def _weight(self) -> tuple[Tensor, Tensor | None]:
         return self.quantized_weight(), self.bias()
 
+    def forget(self) -> None:
+        """Drops the weights that are kept, which take the memory of the float ones once more."""
+        for kept in (self._kept_weight, self._kept_input, self._kept_tables):
+            kept.clear()
+
     def _apply(self, fn, recurse: bool = True):
-        self._kept_weight.clear()
-        self._kept_tables.clear()
+        self.forget()
         return super()._apply(fn, recurse)
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

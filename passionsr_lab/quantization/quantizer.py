@@ -12,15 +12,16 @@ __all__ = ["QUANTIZERS", "ZERO_POINTS", "BoundaryQuantizer", "Quantizer", "fake_
 
 
 def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer") -> Tensor:
-    """x rounded to the nearest of 2**bits points between `lower` and `upper`; same shape and type as x.
+    """x rounded to the nearest of 2**bits points between `lower` and `upper`, in x's type.
 
-    The bounds broadcast against x.  Gradients: straight through for x inside the bounds, none outside; the bounds
-    receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).
+    x and the bounds broadcast against each other.  Gradients: straight through for x inside the bounds, none outside;
+    the bounds receive the exact gradient of the piecewise smooth part (the rounding itself counts as the identity).
 
     Example:
         >>> fake_quantize(torch.tensor([-1.0, 0.2, 0.9]), torch.tensor(0.0), torch.tensor(1.0), bits=2)
         tensor([0.0000, 0.3333, 1.0000])
     """
+    x = x.expand(torch.broadcast_shapes(x.shape, lower.shape, upper.shape))
     return FakeQuantize.apply(x, None, None, lower, upper, Grid(bits, zero_point))
 
 

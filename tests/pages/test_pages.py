@@ -48,6 +48,10 @@ def test_a_comparison_holds_its_pictures_to_the_last_bit_and_a_small_one_as_bloc
     np.testing.assert_array_equal(shown["</script>"], (RAMP * 255).round())
     np.testing.assert_array_equal(shown["LR"], (low.repeat(4, 0).repeat(4, 1) * 255).round())
     assert page.count("</script>") == 1, "a name ends no script"
+    small = Comparison(
+        {"a": np.random.default_rng(0).random((64, 64, 3)), "b": RAMP.repeat(8, 0).repeat(8, 1)}, quality=80
+    )
+    assert len(small.page().html) < 0.7 * len(Comparison(small.pictures).page().html)
     assert Comparison({"a": low, "b": low})._repr_html_().startswith("<iframe srcdoc=")
 
 

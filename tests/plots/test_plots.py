@@ -190,14 +190,14 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 
 def test_a_method_has_its_colour_whatever_else_is_drawn():
     for i, method in enumerate(lab.METHODS.values()):
-        assert plots.method_colour(method.label) == plots.method_colour(method.name) == PALETTE[i]
+        assert plots.method_colour(method.label) == plots.method_colour(method.name) == PALETTE[i % len(PALETTE)]
     for labels in (LABELS, LABELS[2:], LABELS[::-2]):
         named = plots.ablation(ABLATION[ABLATION.method.isin(labels)]).axes[0].texts
         assert {t.get_text().replace("\n", " "): t.get_color() for t in named} == {
             m: plots.method_colour(m) for m in labels
         }
-    strangers = {(look["color"], look["marker"]) for look in map(method_look, "abcdefghi")}
-    assert len(strangers) == 9 and not {color for color, _ in strangers} & {*PALETTE[: len(lab.METHODS)]}
+    looks = {tuple(method_look(name).values()) for name in (*lab.METHODS, *"abcdefghi")}
+    assert len(looks) == len(lab.METHODS) + 9, "colour, mark and stroke together tell all of them apart"
     with style.context("passionsr_lab.plots.paper"):
         assert rcParams["axes.prop_cycle"].by_key()["color"] == [*PALETTE]
 
