@@ -47,9 +47,17 @@ def _device(text: str) -> str:
     return text
 
 
-NAMES = Parsed("names", lambda text: tuple(name.strip() for name in text.split(",")))
+def _file(text: str) -> Path:
+    with unbroken():
+        from ..util.files import require_plain
+
+    require_plain(Path(text))
+    return Path(text)
+
+
+NAMES = Parsed("names", lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(","))))
 RECIPE, RATES, DEVICE = Parsed("recipe", _recipe), Parsed("name=rate", _rates), Parsed("device", _device)
-PATH, FILE = click.Path(path_type=Path), click.Path(dir_okay=False, path_type=Path)
+PATH, FILE = click.Path(path_type=Path), Parsed("file", _file)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 COUNT, SIZE, NATURAL = click.IntRange(1), click.IntRange(4), click.IntRange(0)
 

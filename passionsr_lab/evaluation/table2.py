@@ -79,6 +79,10 @@ class Plan:
         unknown = [name for name in self.methods if name not in known]
         if unknown or not self.methods:
             raise ValueError(f"A method is one of {', '.join(known)}, not {', '.join(unknown) or 'none'}.")
+        names = [what.partition("=")[0] for what in self.datasets]
+        for given in (names, self.bits, self.methods):
+            if twice := [name for name in given if list(given).count(name) > 1]:
+                raise ValueError(f"{twice[0]} is given twice; rows of one name would be taken for one.")
 
     @property
     def pipelines(self) -> list[tuple[str, str]]:

@@ -25,15 +25,20 @@ from .hashing import tensors_digest
 DIGEST = "digest"  # in the metadata of our safetensors: by it a file shows that it is as it was written
 
 
+SPECIAL = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose entries stand for devices and streams
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and vanishes when it does not.
 
     What a killed process left of the same kind, hidden files `.NAME-XXXXXXXX.SUFFIX`, is removed first.
 
-    Raises `OSError` with the path in it when the disk is full or read-only; what stood there before stays.
+    Raises `OSError` with the path in it when the disk is full or read-only; what stood there before stays; and
+    `ValueError` as `require_plain` does.
     """
     path = Path(path)
+    require_plain(path)
     handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def require_plain(path: Path) -> None:
+    """`ValueError` where a file cannot take the place of what is there: a folder, a device, a pipe, or a link to one.
+
+    Entries of /dev are refused whatever they are: /dev/stdout is a link, even to a plain file.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write.")
+    if (path.exists() and not path.is_file()) or os.path.dirname(os.path.abspath(path)) in SPECIAL:
+        raise ValueError(f"{path} is no plain file and is left as it is; name a file to write.")
 
 
 def _told(path: Path, error: Exception) -> OSError:

@@ -106,7 +106,8 @@ def test_a_metric_without_weights_is_an_empty_column_and_one_sentence(plan, whol
 @pytest.mark.parametrize(
     "change, words",
     [(dict(methods=("magic",)), "A method is one of"), (dict(bits=("W6",)), "like W6A6"),
-     (dict(metrics=("vmaf",)), "not a metric of protocol")],
+     (dict(metrics=("vmaf",)), "not a metric of protocol"), (dict(datasets=("A=x", "A=y")), "A is given twice"),
+     (dict(bits=("W6A6", "W6A6")), "W6A6 is given twice")],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_carried_out_fails_when_it_is_made(plan, change, words):
     with pytest.raises(ValueError, match=words):

@@ -1,6 +1,7 @@
 """Writing: never half of a file, nothing left of what was killed, the path in every error, one run in one folder."""
 
 import errno
+import os
 import resource
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from made import picture, refused
 
 import passionsr_lab
 from passionsr_lab.imaging.pictures import write_image
-from passionsr_lab.util.files import claimed, replacing, write_checkpoint, write_json, write_tensors
+from passionsr_lab.util.files import claimed, replacing, require_plain, write_checkpoint, write_json, write_tensors
 
 ROOT = Path(passionsr_lab.__file__).parents[1]
 BIG = torch.rand(50_000)
@@ -68,6 +69,24 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_the_same(
             second.write_text("second")
         temporary.write_text("first")  # what is in use is left alone
     assert {p.name for p in tmp_path.iterdir()} == {name, other.name} and (tmp_path / name).read_text() == "first"
+
+
+def test_what_is_no_plain_file_is_never_replaced(cli, tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "device.csv").symlink_to(os.devnull)
+    (tmp_path / "folder.csv").mkdir()
+    before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
+    for name in before:
+        with refused(tmp_path / name, "name a file to write"), replacing(tmp_path / name):
+            pytest.fail("work began")
+        code, out, err = cli("compare", "--model", "./nowhere", "--csv", tmp_path / name)
+        assert code == 2 and out == "" and "name a file to write" in err, err
+    for name in ("/dev/stdout", "/dev/../dev/none", "/proc/self/fd/1"):  # by name alone; nothing is opened
+        with refused(name, "no plain file"):
+            require_plain(Path(name))
+    assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir()} == before
+    with replacing(tmp_path / "plain.csv") as temporary:
+        temporary.write_text("new")
 
 
 def test_a_folder_is_for_one_run_at_a_time_and_an_empty_one_goes_again(tmp_path):
