@@ -7,7 +7,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from .fused import FakeQuantize, Grid, wide
+from ..kernels.fused import FakeQuantize, Grid, wide
 from .layer import Quantized
 from .quantizer import Quantizer
 from .ranges import Range

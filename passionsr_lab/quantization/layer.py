@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import Convolution, FakeQuantize, Grid, QuantizedOperation, ScaledRange, ShiftedRange, wide
+from ..kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, ScaledRange, ShiftedRange, wide
 from .kept import Kept
 from .quantizer import Quantizer
 from .ranges import Range

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .fused import ZERO_POINTS, Bounds, FakeQuantize, Grid, grid_of
+from ..kernels.fused import ZERO_POINTS, Bounds, FakeQuantize, Grid, grid_of
 from .slots import Slot
 
 __all__ = ["QUANTIZERS", "ZERO_POINTS", "BoundaryQuantizer", "Quantizer", "fake_quantize", "grid_of"]

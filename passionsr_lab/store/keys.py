@@ -19,7 +19,10 @@ from ..imaging.pictures import to_tensor
 from ..quantization.quantizer import QUANTIZERS
 from ..quantization.recipe import Recipe
 
-DECIDING = ("util", "imaging", "pipeline", "quantization", "calibration", "official", "methods", "evaluation")
+DECIDING = (
+    *("util", "imaging", "pipeline", "kernels", "quantization"),
+    *("calibration", "official", "methods", "evaluation"),
+)
 
 
 def root() -> Path:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from filled import disturb, filled, relative
 
-from passionsr_lab.quantization.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, grid_of
+from passionsr_lab.kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, grid_of
 from passionsr_lab.quantization.quantizer import fake_quantize
 
 
