@@ -50,6 +50,11 @@ class QuantizedSR:
             raise AttributeError(f"A quantized pipeline has no {name!r}; its full-precision one may (lab.unquantize).")
         return getattr(self.pipe, name)
 
+    def __setattr__(self, name: str, value) -> None:
+        if name in FORWARDED:
+            raise ValueError(f"{name} is the full-precision pipeline's; set it there and quantize anew.")
+        super().__setattr__(name, value)
+
     def __dir__(self):
         return sorted({*super().__dir__(), *FORWARDED})
 

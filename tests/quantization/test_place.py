@@ -130,3 +130,12 @@ def test_a_compiled_unet_keeps_its_names_and_its_list_of_8_bits_and_is_saved_and
         assert all(torch.equal(lab.load(folder, pipe)(lr), expected) for pipe in (compiled, plain))
         assert torch.equal(unquantize(ours)(lr), plain(lr)) and state(ours).keys() == state(theirs).keys()
     assert relative(ours(lr), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["timestep", "scheduler", "upscale", "unet", "prompt_embedding"])
+def test_what_belongs_to_the_pipeline_cannot_be_set_past_it(pipe, name):
+    q = quantize(pipe, W4A4)
+    before = getattr(q, name)
+    with pytest.raises(ValueError, match="full-precision pipeline's"):
+        setattr(q, name, 500)
+    assert getattr(q, name) is before
