@@ -7,15 +7,12 @@ gradients too, since both need them; with the activations' alone, the weights be
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -29,11 +26,12 @@ from ..quantization.filling import LET
 from ..quantization.layer import QuantLayer, mode
 from ..quantization.place import quantize, quantized_layers, segment_modules
 from ..quantization.recipe import recipe as recipe_named
+from ..store.keys import versions
+from ..util.machine import processor
 from ..util.memory import Peak, resident
 
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 # Blocks of SD2.1: where they are, the channels and edge of the input (UNet: 512-pixel image, decoder: 256).
 BLOCKS = {
     "sd21 unet resnet": ("unet.down_blocks.1.resnets.1", 640, 32),
@@ -99,14 +97,11 @@ def calibrate(options: Steps) -> Iterator[dict]:
 
 def machine() -> dict:
     """The processor, its cores and vector instructions, and the versions that decide the speed."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    rows = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    cpu = processor()
     return {
-        "step": "machine", "cpu": rows.get("model name", platform.processor()), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "flags": [flag for flag in FLAGS if flag in rows.get("flags", "").split()],
-        "vectors": torch.backends.cpu.get_cpu_capability(), "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__,
+        "step": "machine", "cpu": cpu.name, "cores": cpu.threads, "threads": torch.get_num_threads(),
+        "flags": cpu.flags, "vectors": cpu.used, "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(), **versions(),
     }  # fmt: skip
 
 

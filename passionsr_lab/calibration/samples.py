@@ -11,7 +11,7 @@ from ..quantization.layer import Quantized, QuantLayer
 from ..quantization.ranges import Range
 
 
-class Sample:
+class Reservoir:
     """A `watch` of a range that keeps up to `count` of all values seen, every one with the same chance.
 
     Args:
@@ -19,7 +19,7 @@ class Sample:
         sizes: channels of each part that has a sample of its own; None keeps one of all.
 
     Example:
-        >>> sample = Sample(100)
+        >>> sample = Reservoir(100)
         >>> for part in torch.arange(6000.0).split(1500):
         ...     sample(part, 0)
         >>> len(sample.values[0]), bool((sample.values[0].mean() - 3000).abs() < 1000)
@@ -44,13 +44,13 @@ def _some(values: Tensor, count: int, draw: torch.Generator) -> Tensor:
     return values[torch.randint(len(values), (count,), generator=draw).to(values.device)]
 
 
-def sample(layer: Quantized, count: int = 2**14) -> None:
+def keep_sample(layer: Quantized, count: int = 2**14) -> None:
     """Lets every range of a layer or attention keep a sample of `count` values of what it sees."""
     for found in (m for m in layer.modules() if isinstance(m, Range)):
-        found.watch = Sample(count, layer.sizes if isinstance(layer, QuantLayer) else None)
+        found.watch = Reservoir(count, layer.sizes if isinstance(layer, QuantLayer) else None)
 
 
-def sampled(found: Range) -> list[Tensor]:
+def take_sample(found: Range) -> list[Tensor]:
     """The values (n,) that a range kept, of each part, in float32; it keeps none from now on."""
     values, found.watch = found.watch.values, None
     return [v.float() for v in values]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..quantization.attention import QuantAttention
 from ..quantization.layer import Quantized
 from ..quantization.quantizer import QUANTIZERS, Quantizer, fake_quantize, grid_of
-from .samples import sampled
+from .samples import take_sample
 
 
 class StepQuantizer(Quantizer):
@@ -117,8 +117,10 @@ def weights_of(layer: Quantized) -> list[tuple[Quantizer, Tensor]]:
 
 
 def activations_of(layer: Quantized) -> list[tuple[Quantizer, Tensor]]:
-    """Every activation quantizer of a layer or attention with the sample (n,) of what it quantizes (`samples.sample`);
-    of the input as it is, without a transform."""
+    """Every activation quantizer of a layer or attention with a sample (n,) of what it quantizes, without a transform.
+
+    `samples.keep_sample` has it taken.
+    """
     if isinstance(layer, QuantAttention):
-        return [(layer.quantizers[key], sampled(found)[0]) for key, found in layer.ranges.items()]
-    return list(zip(layer.act_quantizers, sampled(layer.range)))
+        return [(layer.quantizers[key], take_sample(found)[0]) for key, found in layer.ranges.items()]
+    return list(zip(layer.act_quantizers, take_sample(layer.range)))

@@ -14,5 +14,5 @@ COMMANDS = {
     "report": "All about quantized models on one page to mail: scores, pictures, layers, cost.",
     "prefetch": "Download the weights that a protocol's metrics need, those that can be had.",
     "doctor": "What this machine has and lacks, and how to get it; 0 if the work can run, else 1.",
-    "bench": "Time and memory of the full size: SD2.1 with random weights.",
+    "bench": "Time and memory: of SD2.1 with random weights, and of calibration steps over float ones.",
 }

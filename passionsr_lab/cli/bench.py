@@ -1,12 +1,9 @@
 """`bench fullsize`: what the full size takes; `bench calibrate`: what a calibration step takes over a float one."""
 
-import json
-from pathlib import Path
-
 import click
 
 from .common import Told, command, live
-from .options import DEVICE, SIZE
+from .options import COUNT, DEVICE, FILE, SIZE
 
 
 @command("bench fullsize --recipe W6A6 --crop 256", "bench calibrate --rounds 9 --json")
@@ -16,8 +13,8 @@ from .options import DEVICE, SIZE
 @click.option("--crop", default=512, type=SIZE, help="fullsize: HR pixels of the calibration pair")
 @click.option("--device", type=DEVICE, help="fullsize: like cpu", show_default="cuda if there is one")
 @click.option("--bfloat16", is_flag=True, help="fullsize: convolutions and products in bfloat16")
-@click.option("--rounds", default=9, type=click.IntRange(1), help="calibrate: medians of so many")
-@click.option("--report", type=click.Path(dir_okay=False), help="calibrate: a JSON file to write too")
+@click.option("--rounds", default=9, type=COUNT, help="calibrate: medians of so many")
+@click.option("--report", type=FILE, help="calibrate: a JSON file to write too")
 def bench(what, **options) -> Told:
     """fullsize: quantized; a calibration step of each module, then a whole image.  Random weights show no quality.
 
@@ -41,14 +38,17 @@ def _fullsize(recipe, size, crop, device, bfloat16, **_) -> Told:
 
 def _calibrate(recipe, rounds, report, **_) -> Told:
     from ..bench import calibrate as benchmark
+    from ..util.files import require_plain, write_json
 
+    if report:
+        require_plain(report)
     records = []
     for record in benchmark.calibrate(benchmark.Steps(recipe, rounds=rounds)):
         records.append(record)
         live(_line(record))
     result = {"ratios": records[-1]["ratios"], "memory_ratios": records[-1]["memory_ratios"], "records": records[:-1]}
     if report:
-        Path(report).write_text(json.dumps(result, indent=1) + "\n")
+        write_json(report, result)
     return Told(result, text="")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.method import Method, Stage
-from ..calibration.samples import sample
+from ..calibration.samples import keep_sample
 from ..calibration.steps import activations_of, percentiles, searched
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized, QuantLayer
@@ -30,8 +30,8 @@ from ..quantization.slots import Slot
 class QALoRA(Slot):
     """What is added to a weight W before it is quantized: W0 - W + up down, with W0 the rounded weight.
 
-    `up` (Co, r) starts at zero, `down` (r, C kh kw) as Kaiming's uniform does, drawn by the layer's name; `unit` is the
-    mean step of the weight's quantizers.
+    `up` (Co, r) starts at zero, `down` (r, C kh kw) as Kaiming's uniform does, drawn by the layer's name;
+    `mean_step` is that of the weight's quantizers.
     """
 
     tag = "lora"
@@ -41,12 +41,12 @@ class QALoRA(Slot):
         self.layer, shape = [layer], layer.layer.weight.shape  # in a list, so that it is no child
         self.up = nn.Parameter(torch.zeros(shape[0], rank))
         self.down = nn.Parameter(torch.zeros(rank, shape[1:].numel()))
-        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("mean_step", torch.ones(()))
 
     @property
     def learning_rate_scale(self) -> float:
         """Rates are in parts of the mean step (section 3.3)."""
-        return self.unit.item()
+        return self.mean_step.item()
 
     @torch.no_grad()
     def start(self) -> None:
@@ -54,7 +54,7 @@ class QALoRA(Slot):
         layer = self.layer[0]
         draw = torch.Generator().manual_seed(zlib.crc32(layer.name.encode()))
         self.down.copy_((2 * torch.rand(self.down.shape, generator=draw) - 1) / self.down.shape[1] ** 0.5)
-        self.unit.copy_(torch.stack([quantizer.step.mean() for quantizer in layer.weight_quantizers]).mean())
+        self.mean_step.copy_(torch.stack([quantizer.step.mean() for quantizer in layer.weight_quantizers]).mean())
 
     def forward(self) -> Tensor:
         """The difference, of W's shape."""
@@ -91,7 +91,7 @@ class EfficientDM(Slots):
 
     def fill(self, layer: Quantized) -> None:
         layer.fill_quantizers(QUANTIZERS[self.quantizer], QUANTIZERS["step"])
-        sample(layer)
+        keep_sample(layer)
         if isinstance(layer, QuantLayer):
             for quantizer in layer.weight_quantizers:
                 quantizer.tag = "weight step"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.method import Method, Stage
-from ..calibration.samples import sample
+from ..calibration.samples import keep_sample
 from ..calibration.steps import StepQuantizer, activations_of, percentiles, searched, weights_of
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized
@@ -55,7 +55,7 @@ class LSQ(Slots):
 
     def fill(self, layer: Quantized) -> None:
         layer.fill_quantizers(QUANTIZERS[self.quantizer], QUANTIZERS["step"])
-        sample(layer)
+        keep_sample(layer)
 
     @torch.no_grad()
     def start(self, layer: Quantized) -> None:

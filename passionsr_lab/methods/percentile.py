@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ..calibration.method import Method
-from ..calibration.samples import sample
+from ..calibration.samples import keep_sample
 from ..calibration.steps import activations_of, percentiles, weights_of
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized
@@ -42,7 +42,7 @@ class Percentile(Slots):
 
     def fill(self, layer: Quantized) -> None:
         super().fill(layer)
-        sample(layer, 2**16)
+        keep_sample(layer, 2**16)
 
     @torch.no_grad()
     def start(self, layer: Quantized) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.method import DISTANCES, Loss, Method, Stage
-from ..calibration.samples import sample
+from ..calibration.samples import keep_sample
 from ..calibration.steps import activations_of, searched, weights_of
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized, QuantLayer
@@ -84,7 +84,7 @@ class QDiffusion(Slots):
 
     def fill(self, layer: Quantized) -> None:
         super().fill(layer)
-        sample(layer)
+        keep_sample(layer)
         if isinstance(layer, QuantLayer):
             halves = layer.weight_halves(layer.layer.weight)
             roundings = (AdaRound(half.shape, self.regulariser) for half in halves)

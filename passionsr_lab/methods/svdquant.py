@@ -63,7 +63,7 @@ def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return directions, directions.T @ wide
 
 
-class Crops:
+class InputCrops:
     """A `watch` of a layer's range that keeps crops of its first inputs, padded as the layer pads them."""
 
     def __init__(self, layer: QuantLayer):
@@ -108,7 +108,7 @@ class SVDQuant(LET):
             least = min(len(weight), weight[0].numel())
             rank = max(1, round(self.share * least)) if rank is None else min(rank, least)
             layer.branch = LowRank(layer, rank).to(weight.device)
-            layer.range.watch = Crops(layer)
+            layer.range.watch = InputCrops(layer)
 
     @torch.no_grad()
     def start(self, layer: Quantized) -> None:

@@ -5,7 +5,6 @@ Drag moves the line, shift and drag moves both pictures, the wheel zooms both, a
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..plots.pictures import as_picture
-from .page import Page, asset
+from .page import Page, asset, data_uri
 
 GAINS = (1, 4, 10, 30)  # of a difference that is shown
 BODY = """<div class="compare">
@@ -82,9 +81,7 @@ class Comparison:
     def fragment(self) -> str:
         """HTML to put into a page with the style sheet compare.css."""
         across, tall = self.size
-        pictures = [
-            {"name": name, "source": data_uri(picture, self.quality)} for name, picture in self.pictures.items()
-        ]
+        pictures = [{"name": name, "source": coded(picture, self.quality)} for name, picture in self.pictures.items()]
         data = {"width": across, "height": tall, "left": self.left, "right": self.right, "at": self.at}
         data = json.dumps(data | {"pictures": pictures}).replace("</", "<\\/")
         gains = "".join(f"<option{' selected' if gain == GAINS[1] else ''}>{gain}</option>" for gain in GAINS)
@@ -105,11 +102,11 @@ class Comparison:
         return self.page().frame(self.width + 16, round(self.width * tall / across) + bars)
 
 
-def data_uri(picture: np.ndarray, quality: int | None = None) -> str:
+def coded(picture: np.ndarray, quality: int | None = None) -> str:
     """(H, W, 3) in [0, 1] as a picture in an address, lossless without a quality."""
-    buffer, coded = io.BytesIO(), {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
-    Image.fromarray((picture * 255).round().astype(np.uint8)).save(buffer, "WEBP", **coded, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    buffer, options = io.BytesIO(), {"lossless": True, "quality": 80} if quality is None else {"quality": quality}
+    Image.fromarray((picture * 255).round().astype(np.uint8)).save(buffer, "WEBP", **options, method=4)
+    return data_uri("webp", buffer.getvalue())
 
 
 def _enlarged(name: str, picture: np.ndarray, tall: int, across: int) -> np.ndarray:

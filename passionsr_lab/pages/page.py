@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from dataclasses import dataclass
 from importlib import resources
@@ -41,6 +42,11 @@ class Page:
 
     def _repr_html_(self) -> str:
         return self.frame("100%", 640)
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture ("png", "webp") as an address that holds it."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def asset(name: str) -> str:

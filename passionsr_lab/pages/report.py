@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
@@ -24,8 +22,9 @@ from ..imaging.psnr import psnr_rgb
 from ..pipeline.identity import fingerprint
 from ..pipeline.onestep import OneStepSR
 from ..quantization.place import QuantizedSR, unquantize
+from ..store.keys import versions
 from .compare import Comparison
-from .page import Page, asset
+from .page import Page, asset, data_uri
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,7 +51,8 @@ def report(
         a `Page`: `save("report.html")` writes it, a notebook shows it by itself.
 
     Raises:
-        ValueError: no pipeline, one that is not quantized or not calibrated, pipelines of different models, no tests.
+        ValueError: no pipeline, one that is not quantized or not calibrated, pipelines of different models, no tests;
+            frames that are not said to be of one of the pipelines.
 
     Example:
         >>> import passionsr_lab as lab
@@ -63,11 +63,10 @@ def report(
     """
     found = _named(q)
     full = unquantize(next(iter(found.values())))
+    frames, ranked = _by_name(records, found, "records"), _by_name(sensitivity, found, "sensitivity")
     tests = checked_pairs(tests, full.upscale)
     outputs = {"full precision": [full(pair.lr) for pair in tests]}
     outputs |= {name: [model(pair.lr) for pair in tests] for name, model in found.items()}
-    frames = records if isinstance(records, Mapping) else dict.fromkeys(list(found)[:1], records)
-    ranked = sensitivity if isinstance(sensitivity, Mapping) else dict.fromkeys(list(found)[:1], sensitivity)
     title = f"{full.name}, {', '.join(found)}: simulated quantization"
     sections = [
         ("Scores", [_table(_scores(found, full, outputs, tests))]),
@@ -92,6 +91,19 @@ def _named(q) -> dict[str, QuantizedSR]:
     if len({fingerprint(unquantize(model)) for model in found.values()}) > 1:
         raise ValueError("The pipelines side by side in a report must be of one full-precision model.")
     return {f"{model.recipe.name} {model.method.label}" if n is None else n: model for n, model in found.items()}
+
+
+def _by_name(given: Mapping[str, DataFrame] | DataFrame | None, found: dict, what: str) -> dict[str, DataFrame]:
+    """Frames by the pipelines' names; one without a name is of the only pipeline."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        if len(found) > 1:
+            raise ValueError(f"Of several pipelines, {what} are given by name: {', '.join(found)}.")
+        return dict.fromkeys(found, given)
+    if unknown := given.keys() - found.keys():
+        raise ValueError(f"There are {what} of {min(unknown)!r}, but the pipelines are {', '.join(found)}.")
+    return dict(given)
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------
@@ -169,13 +181,8 @@ def _cost(found: dict, full: OneStepSR, size: int) -> DataFrame:
 
 
 def _settings(found: dict, full: OneStepSR) -> str:
-    import diffusers
-
-    from .. import __version__
-
-    versions = {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
     settings = {
-        "versions": versions | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
         "model": {"name": full.name, "fingerprint": fingerprint(full), "timestep": full.timestep},
     }
     for name, model in found.items():
@@ -211,7 +218,4 @@ def _cell(value) -> str:
 
 
 def _figure(fig) -> str:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
-    source = base64.b64encode(buffer.getvalue()).decode()
-    return f'<figure><img alt="" src="data:image/png;base64,{source}"></figure>'
+    return f'<figure><img alt="" src="{data_uri("png", plots.png(fig))}"></figure>'

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..util.compat import torchvision_importable
 from ..util.files import read_json, write_json, write_tensors
 from .configs import refuse_non_finite, refuse_numbers
-from .reading import first_sentence, require_undamaged, variant, weight_files
+from .reading import first_sentence, refuse_unmatched, require_undamaged, variant, weight_files
 
 TAGS = (
     *("dark", "bright", "flat", "contrasty", "grey", "vivid"),
@@ -131,9 +131,7 @@ def _load_text_encoder(folder: Path) -> nn.Module:
     options = {"dtype": torch.float32, "variant": variant(folder, "model"), "output_loading_info": True}
     with without_progress_bar():
         encoder, report = CLIPTextModel.from_pretrained(folder, **options)
-    for key, what in (("missing_keys", "no weights for"), ("unexpected_keys", "weights that it does not ask for:")):
-        if report[key]:
-            raise ValueError(f"{folder} has {what} {min(report[key])}.")
+    refuse_unmatched(report, folder)
     refuse_non_finite(encoder, folder)
     return encoder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,16 +24,21 @@ def network(kind: type, folder: Path) -> nn.Module:
     files = weight_files(folder)
     with silent():
         found, report = kind.from_pretrained(folder, **options)
+    refuse_unmatched(report, folder)
+    refuse_non_finite(found, files[0] if len(files) == 1 else folder)
+    for file in files:
+        require_undamaged(file)
+    return found
+
+
+def refuse_unmatched(report: Mapping, folder: Path) -> None:
+    """`ValueError` for weights that a library's loading report says are missing, or are not asked for."""
     if report["missing_keys"]:
         raise ValueError(f"{folder} has no weights for {min(report['missing_keys'])}.")
     if report["unexpected_keys"]:
         raise ValueError(
             f"{folder} has weights {min(report['unexpected_keys'])}, which its config.json does not ask for."
         )
-    refuse_non_finite(found, files[0] if len(files) == 1 else folder)
-    for file in files:
-        require_undamaged(file)
-    return found
 
 
 def write_network(network: nn.Module, folder: Path) -> None:

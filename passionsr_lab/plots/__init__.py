@@ -10,7 +10,7 @@ small line below, from a text or from names and values.  A frame that lacks a co
 Modules and methods have one colour each in all figures (`colours`); the style is `plots/paper.mplstyle`.
 """
 
-from .base import COLUMN, PAGE, save
+from .base import COLUMN, PAGE, png, save
 from .colours import method_colour, module_colour
 from .curves import curves, maps
 from .histograms import histogram, histograms
@@ -25,6 +25,6 @@ from .training import loss_curves, quality_over_time
 __all__ = [
     "COLUMN", "PAGE", "Box", "ablation", "activations", "boundary_panels", "channel_ranges", "comparison", "curves",
     "error_grid", "error_surface", "histogram", "histograms", "intervals", "layer_panels", "layer_ranges",
-    "loss_curves", "maps", "method_colour", "module_colour", "propagation", "quality_over_time", "quantizer_curve",
-    "save", "scale_panels", "scales", "sensitivity", "shares", "split", "widths",
+    "loss_curves", "maps", "method_colour", "module_colour", "png", "propagation", "quality_over_time",
+    "quantizer_curve", "save", "scale_panels", "scales", "sensitivity", "shares", "split", "widths",
 ]  # fmt: skip

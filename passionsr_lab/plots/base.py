@@ -130,6 +130,11 @@ def keys(frame, column: str) -> list:
     return list(present) if categories is None else [c for c in categories if c in set(present)]
 
 
+def png(fig) -> bytes:
+    """A figure as PNG, the same bytes for the same figure: what Jupyter shows of it."""
+    return fig._repr_png_()
+
+
 def save(fig, name: str, folder: str | Path = "figures", formats: Sequence[str] = ("pdf", "png")) -> list[Path]:
     """Writes `folder/name.pdf` and `.png`, each atomically; the paths.
 

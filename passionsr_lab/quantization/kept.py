@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from .slots import Slot
 class Kept:
     """One value that a function makes from modules and large tensors; empty in a copy.
 
-    It is made anew when a module or a large tensor is another object or type, a large tensor was written to, or a small
-    tensor (a slot's parameter or buffer) holds other numbers, whatever way they came in.  It is never kept where
-    gradients are asked for, off the CPU (where comparing would wait), under autocast, or from slots that are not
+    It is made anew when a module or a large tensor is another object or type, a large tensor was written to (past
+    autograd's version counter, through `.data`, too: two weighted sums then differ), or a small tensor (a slot's
+    parameter or buffer) holds other numbers, whatever way they came in.  It is never kept where gradients are asked
+    for, off the CPU (where comparing would wait), while compiling, under autocast, or from slots that are not
     `cacheable`.
     """
 
@@ -32,7 +34,7 @@ class Kept:
         large = [t for t in large if t is not None]
         if not _may(parts, [*small, *large]):
             return make()
-        marks = [(t.data_ptr(), t._version, t.dtype, t.shape) for t in large]
+        marks = [(t.data_ptr(), t._version, t.dtype, t.shape, *_sums(t)) for t in large]
         held = self._held
         if held is not None and _same(held, parts, marks, small):
             return held[-1]
@@ -52,6 +54,20 @@ class Kept:
         return Kept, ()
 
 
+@torch.no_grad()
+def _sums(t: Tensor) -> tuple[float, float]:
+    """Two sums over all values, weighted by column, and by row and column: other values or another order differ."""
+    rows = t.detach().float().reshape(len(t), -1)
+    rows = rows @ _ramp(rows.shape[1])
+    return rows.sum().item(), (rows @ _ramp(len(rows))).item()
+
+
+@lru_cache(maxsize=64)
+def _ramp(count: int) -> Tensor:
+    with torch.inference_mode(False):
+        return 1 + torch.arange(count) / count
+
+
 def _within(module: nn.Module) -> Iterator[nn.Module]:
     yield module
     for child in module._modules.values():
@@ -64,7 +80,7 @@ def _options(parts: Sequence[nn.Module]) -> list[str]:
 
 
 def _may(parts: Sequence[nn.Module], tensors: Sequence[Tensor]) -> bool:
-    if torch.is_autocast_enabled("cpu") or not all(map(_steady, parts)):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not all(map(_steady, parts)):
         return False
     grad = torch.is_grad_enabled()
     return all(t.is_cpu and not t.is_inference() and not (grad and t.requires_grad) for t in tensors)

@@ -23,7 +23,7 @@ def import_files(
     """
     quantized = official.load_released(sd21() if model == ARCHITECTURE else load(model), files, bits, numerics)
     if model == ARCHITECTURE:
-        quantized.name = "osediff"  # whose weights, merged into SD2.1's, released files belong to
+        quantized.pipe.name = "osediff"  # whose weights, merged into SD2.1's, released files belong to
     save(quantized, out)
     rows = quantized.history["released"]
     return {

@@ -12,7 +12,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .. import __version__
 from ..calibration.method import Method
 from ..calibration.state import load_state, slot_tensors
 from ..fullsize.load import load_model
@@ -25,6 +24,7 @@ from ..quantization.recipe import Recipe
 from ..util.checkpoint import read_checkpoint
 from ..util.files import write_json, write_tensors
 from ..util.hashing import tensors_digest
+from .keys import versions
 
 TENSORS, DESCRIPTION, NORMS = "quantized.safetensors", "quantized.json", "norms.safetensors"
 FORMAT = 2  # of the folder; 1 had the options of LET in the recipe
@@ -44,8 +44,6 @@ def save(q: QuantizedSR, folder: str | Path) -> Path:
         ...     lab.load(lab.save(q, folder)).recipe.name
         'W8A8'
     """
-    import diffusers
-
     if not isinstance(q, QuantizedSR):
         raise ValueError("lab.save writes quantized pipelines; a full-precision one has save(folder) itself.")
     if q.method is None:
@@ -58,7 +56,7 @@ def save(q: QuantizedSR, folder: str | Path) -> Path:
     description = {
         "format": FORMAT, "label": q.label, "model": q.name, "fingerprint": fingerprint(unquantize(q)),
         "sources": q.sources, "recipe": q.recipe.to_dict(), "method": q.method.describe(), "calibration": q.history,
-        "versions": {"passionsr_lab": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
+        "versions": versions(),
     }  # fmt: skip
     if q.prompt_embedding.is_meta:
         taken = own_norms(q, taken=True)

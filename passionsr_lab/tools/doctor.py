@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -23,6 +22,7 @@ from ..fullsize import osediff, tags, text, weights
 from ..fullsize.sd21 import sd21
 from ..util import checkpoint, compat
 from ..util.hashing import sha256
+from ..util.machine import processor
 
 WORKS = {
     "tiny": "the embedded model",
@@ -33,12 +33,7 @@ WORKS = {
 }
 NEEDS = {"sd21": ("sd21",), "osediff": ("sd21", "osediff"), "osediff-prompt": ("sd21", "osediff", "tags")}
 OPTIONAL = {"iqa": ("scores",), "notebooks": (), "cluster": ()}  # extra -> the works that need it
-FLAGS = {
-    "AVX2": "avx2", "AVX-512": "avx512f", "AVX-512 VNNI": "avx512_vnni", "AVX VNNI": "avx_vnni",
-    "AMX int8": "amx_int8", "AMX bf16": "amx_bf16",
-}  # fmt: skip
 CHECKS = {"osediff": osediff.read_lora, "empty_prompt": text.read_embedding, "tags": tags.read_tags}  # ValueErrors
-CPUINFO = Path("/proc/cpuinfo")
 PYTORCH = "https://download.pytorch.org/whl/"
 
 
@@ -153,14 +148,11 @@ def _has_operators() -> bool:
 
 
 def _cpu() -> dict:
-    try:
-        text = CPUINFO.read_text()
-    except OSError:
-        return _row("CPU", True, f"{platform.processor()}; torch uses {torch.backends.cpu.get_cpu_capability()}")
-    model = re.search(r"model name\s*: (.*)", text)
-    flags = [name for name, flag in FLAGS.items() if re.search(rf"\b{flag}\b", text)]
-    fast = any("VNNI" in name or "AMX int8" in name for name in flags)
-    detail = f"{model[1] if model else platform.machine()}, {os.cpu_count()} threads; {', '.join(flags) or 'no AVX2'}"
+    cpu = processor()
+    if cpu.flags is None:
+        return _row("CPU", True, f"{cpu.name}; torch uses {cpu.used}")
+    fast = any("VNNI" in name or "AMX int8" in name for name in cpu.flags)
+    detail = f"{cpu.name}, {cpu.threads} threads; {', '.join(cpu.flags) or 'no AVX2'}"
     return _row("CPU", fast or None, detail + ("" if fast else "; without VNNI int8 is not fast"))
 
 

@@ -25,7 +25,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..util.names import MODULES
 from ..util.progress import spoken
 from .interrupt import interrupts
-from .picture import menu, png, slider
+from .picture import menu, slider
 
 _benches: weakref.WeakSet = weakref.WeakSet()  # a new one ends what the others run
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
@@ -186,7 +186,10 @@ class CalibrationBench(VBox):
     def _begun(self) -> Calibration:
         asked, q = self._settings, quantize(self.pipe, self._settings["recipe"])
         pairs, method = self.pairs[: asked["pairs"]], METHODS[asked["method"]]
-        return Calibration(q, pairs, method, epochs=asked["epochs"], **self.options)
+        work = Calibration(q, pairs, method, epochs=asked["epochs"], **self.options)
+        if self._kept.exists():
+            checkpoint.resume(work, self._kept)
+        return work
 
     def _calibrate(self, work: Calibration) -> bool:
         """Runs to the end, and says so; False where it was stopped before."""
@@ -194,7 +197,7 @@ class CalibrationBench(VBox):
         self.bar.max = work.total
         hooks = [layer.register_forward_pre_hook(_ending(self._stopping)) for layer in work.q.layers.values()]
         try:
-            for record in work.run(keep=self._kept):
+            for record in work.run():
                 checkpoint.save(work, self._kept)
                 count = len(work.records)
                 if before is None:
@@ -218,7 +221,6 @@ class CalibrationBench(VBox):
         if not self._kept.exists():
             return self._say("Stopped before the first record; there is no model yet.")
         work = self._begun()
-        checkpoint.resume(work, self._kept)
         work.finish()
         self._draw()
         self.quantized = work.q
@@ -240,7 +242,7 @@ class CalibrationBench(VBox):
     def _draw(self) -> None:
         asked = self._settings or self.settings
         label = METHODS[asked["method"]].label
-        self.picture.value = png(calibration_figure(self.records, asked["recipe"].name, label))
+        self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label))
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
 from ipywidgets import HTML, Button, Dropdown, FloatSlider, HBox, Image, IntSlider, Layout, VBox, Widget
+
+from .. import plots
 
 STYLE = {"description_width": "initial"}
 
@@ -22,13 +23,6 @@ def slider(label: str, value: float, low: float, high: float, tip: str, step: fl
     """A slider that tells its value when it is let go; of whole numbers when the step is one."""
     options = {"min": low, "max": high, "step": step, "description": label, "tooltip": tip, "style": STYLE} | more
     return (IntSlider if isinstance(step, int) else FloatSlider)(value, continuous_update=False, **options)
-
-
-def png(fig) -> bytes:
-    """A figure as PNG bytes, the same for the same figure."""
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
-    return buffer.getvalue()
 
 
 class Explorer(VBox):
@@ -83,7 +77,7 @@ class Explorer(VBox):
     def redraw(self) -> None:
         """Draws the picture for the present values."""
         try:
-            self.picture.value = png(self.draw(**self.values))
+            self.picture.value = plots.png(self.draw(**self.values))
             self.note.value = ""
         except ValueError as error:
             self.note.value = f"<span role='alert'>{error}</span>"

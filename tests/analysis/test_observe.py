@@ -19,6 +19,7 @@ from passionsr_lab.analysis.running import BINS, Accumulator
 from passionsr_lab.analysis.sensitivity import keep_top, measure, sensitivity
 from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.methods import calibrate
+from passionsr_lab.quantization.attention import attend
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.place import quantize
 from passionsr_lab.quantization.recipe import W4A4, W8A8
@@ -323,23 +324,38 @@ def decibels(pairs):
     return 10 * torch.log10(signal / sum((y - z).double().square().sum() for y, z in pairs)).item()
 
 
+def entering(q, images):
+    """What enters every layer, and leaves the projections of every attention, during `propagation`; and its frame."""
+    seen = {}
+    add = lambda name, value: seen.setdefault(name, []).append(value)
+    with ExitStack() as stack:
+        for name, layer in q.layers.items():
+            if isinstance(layer, QuantLayer):
+                stack.callback(layer.register_forward_pre_hook(lambda _, args, n=name: add(n, args[0])).remove)
+            for key in "qkv" if not isinstance(layer, QuantLayer) else "":
+                to = q.get_submodule(f"{name}.to_{key}")
+                stack.callback(to.register_forward_hook(lambda *call, n=f"{name}.{key}": add(n, call[2])).remove)
+        frame = propagation(q, images)
+    return seen, frame.set_index("layer")
+
+
 @torch.no_grad()
-def test_propagation_is_what_two_separate_passes_give(calibrated, images):
+def test_propagation_is_what_separate_passes_give(calibrated, images):
+    """Accumulated: of a pass in float and one in integers.  Local: of each layer by itself, on what it was given."""
     q = calibrated(W4A4)
-    runs = [(outputs(q, image, "float"), outputs(q, image, "quantized")[0]) for image in images[:2]]
-    frame = propagation(q, images[:2]).set_index("layer")
+    runs = [(outputs(q, image, "float")[0], outputs(q, image, "quantized")[0]) for image in images[:2]]
+    seen, frame = entering(q, images[:2])
     assert set(frame.index) == set(q.layers)
     for name, layer in q.layers.items():
-        accumulated = decibels([(full[name], low[name]) for (full, _), low in runs])
+        accumulated = decibels([(full[name], low[name]) for full, low in runs])
         assert frame.accumulated_db[name] == pytest.approx(accumulated, abs=1e-3)
         if isinstance(layer, QuantLayer):
-            local = decibels([(full[name], layer.forward(into[name])) for (full, into), _ in runs])
+            pairs = [(layer.layer(x)[:1], layer.forward(x)[:1]) for x in seen[name]]
         else:
-            attention, scale = q.get_submodule(name), q.get_submodule(name).scale
-            qkv = [[full[f"{name}.to_{key}"] for key in "qkv"] for (full, _), _ in runs]
-            local = decibels([(r[0][0][name], layer.product(*x, attention.heads, scale)) for r, x in zip(runs, qkv)])
-        even = 0.05 if isinstance(layer, QuantLayer) else 0.5  # equal probabilities round either way
-        assert frame.local_db[name] == pytest.approx(local, abs=even)
+            heads, scale = q.get_submodule(name).heads, q.get_submodule(name).scale
+            inputs = list(zip(*(seen[f"{name}.{key}"] for key in "qkv")))
+            pairs = [(attend(*x, heads, scale)[:1], layer.product(*x, heads, scale)[:1]) for x in inputs]
+        assert frame.local_db[name] == pytest.approx(decibels(pairs), abs=1e-3)
 
 
 def test_propagation_leaves_no_trace(calibrated, images):

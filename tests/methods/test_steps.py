@@ -6,7 +6,7 @@ from filled import filled
 from made import refused
 from torch import nn
 
-from passionsr_lab.calibration.samples import Sample
+from passionsr_lab.calibration.samples import Reservoir
 from passionsr_lab.calibration.steps import OffsetQuantizer, StepQuantizer, percentiles, searched
 from passionsr_lab.methods.lsq import LSQ
 from passionsr_lab.methods.percentile import Percentile
@@ -64,14 +64,14 @@ def test_the_search_is_never_worse_than_the_extremes_and_clips_outliers():
 
 
 def test_a_sample_holds_every_value_with_the_same_chance_and_each_part_apart():
-    sample = Sample(300, (1, 2))
+    sample = Reservoir(300, (1, 2))
     for i in range(10):
         sample(torch.full((1, 3, 40 * (i + 1), 5), float(i)) * torch.tensor([1.0, -1, -1]).view(1, 3, 1, 1), 1)
     first, second = sample.values
     assert len(first) == len(second) == 300 and (first >= 0).all() and (second <= 0).all()
     expected = sum(i * (i + 1) for i in range(10)) / 55
     assert first.mean().item() == pytest.approx(expected, abs=0.5)
-    few = Sample(300)
+    few = Reservoir(300)
     few(torch.arange(7.0), 0)
     assert few.values[0].tolist() == list(range(7))
 

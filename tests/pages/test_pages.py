@@ -71,7 +71,8 @@ def test_a_report_needs_no_network_and_its_numbers_are_those_of_the_pipelines(pi
     for q in models.values():
         fidelity = np.mean([psnr_rgb(q(pair.lr), pipe(pair.lr)) for pair in tests])
         assert f"<td>{fidelity:.4g}</td>" in page
-    assert page.count("simulated") >= 2 and "seconds per" not in page
+    timed = re.findall(r"<th[^>]*>([^<]*(?:second|latency)[^<]*)</th>", page)
+    assert page.count("simulated") >= 2 and timed == ["calibration, CPU seconds"], "no latency of a simulated model"
     assert all(f">{layer}</td>" in page for layer in models["lbq"].layers)
     assert page == lab.report(models, tests, records).html, "the same page twice"
 
@@ -85,6 +86,10 @@ def test_what_a_report_cannot_be_about_is_refused_before_any_work(pipe, made, te
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             lab.report(wrong, tests)
+    (first, frame), (second, _) = made.values()
+    for records, words in ((frame, "given by name: a, b"), ({"c": frame}, "records of 'c'")):
+        with pytest.raises(ValueError, match=words):
+            lab.report({"a": first, "b": second}, tests, records)
     with pytest.raises(ValueError, match="no pairs"):
         lab.report(made["lbq"][0], [])
 

@@ -70,6 +70,15 @@ def anew(layer, x):
     return copy.deepcopy(layer)(x)
 
 
+def past_the_version_counter(weight):
+    """Writes through `.data`: scaled, negated, one value, and the order of rows and columns turned round."""
+    data, rows = weight.data, weight.data.flatten(1)
+    return [
+        lambda: data.mul_(1.01), lambda: data.neg_(), lambda: rows[0, :1].add_(1.0),
+        lambda: rows.copy_(rows.flip(0)), lambda: rows.copy_(rows.flip(1)),
+    ]  # fmt: skip
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["linear", "3x3 padded", "groups"])
 def test_a_kept_weight_is_never_stale(case):
@@ -88,6 +97,7 @@ def test_a_kept_weight_is_never_stale(case):
         lambda: layer.act_quantizers[0].trim.data.add_(0.2),
         lambda: layer.range.set(layer.range.low * 2, layer.range.high),
         lambda: layer.layer.weight.mul_(1.5), lambda: layer.layer.bias.add_(1.0), lambda: disturb(layer.transform, 5),
+        *past_the_version_counter(layer.layer.weight),
     ]  # fmt: skip
     for change in changes:
         before = layer(x)

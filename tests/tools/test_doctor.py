@@ -13,7 +13,7 @@ from passionsr_lab.evaluation import iqa
 from passionsr_lab.evaluation.protocols import PROTOCOLS
 from passionsr_lab.fullsize import sd21, weights
 from passionsr_lab.tools import doctor
-from passionsr_lab.util import compat
+from passionsr_lab.util import compat, machine
 from passionsr_lab.util.hashing import sha256
 
 
@@ -163,7 +163,7 @@ def test_old_software_stops_the_work_and_optional_software_does_not(monkeypatch)
 ])  # fmt: skip
 def test_the_processor_is_read_from_its_flags(monkeypatch, tmp_path, flags, state, words):
     (tmp_path / "cpuinfo").write_text(f"model name\t: A Processor\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(doctor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
     found = doctor._cpu()
     assert found["state"] == state and words in found["detail"] and "A Processor" in found["detail"]

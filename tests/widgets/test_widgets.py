@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import passionsr_lab as lab
+from passionsr_lab import plots
 from passionsr_lab.analysis.budget import width_errors, within_budget
 from passionsr_lab.analysis.observe import layer_input, observing
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
 from passionsr_lab.widgets import boundaries, budget_explorer, layers, let
-from passionsr_lab.widgets.picture import png
 
 generator = torch.Generator().manual_seed(0)
 X = torch.nn.functional.silu(3 * torch.randn(2, 6, 8, 8, generator=generator)) * torch.logspace(-1, 1, 6)[:, None, None]
@@ -223,7 +223,7 @@ def test_every_control_can_be_reached_and_understood_and_no_figure_stays_open(ex
         assert widget.picture.layout.height.endswith("px") and widget.note.layout.height.endswith("px")
         assert len(repr(widget)) < 110 and "next cell" in repr(widget)
     widget = explorers["let_figure"][1]
-    assert widget.picture.value == png(let.let_figure(CONV, X, name="one layer", **widget.values))
+    assert widget.picture.value == plots.png(let.let_figure(CONV, X, name="one layer", **widget.values))
     assert plt.get_fignums() == []
 
 
