@@ -39,7 +39,10 @@ class Phase:
     """A stretch of training: `steps` of `batch` crops of `crop` HR pixels, learning rates falling by a cosine.
 
     horizon: the steps over which the cosine is laid; more than `steps` stops it early.
-    squares: trains on squared errors, with luma counted twice, instead of absolute ones.
+    errors: "absolute"; "squared", with luma counted twice; or "decibels", the logarithm of each crop's squared error,
+        which is what a mean PSNR-Y averages.
+    prompted: the part of the crops whose tags are in the prompt.
+    warm: the steps over which the rates rise first.
     """
 
     name: str
@@ -49,15 +52,24 @@ class Phase:
     lr_vae: float
     lr_unet: float
     horizon: int
-    squares: bool = False
+    errors: str = "absolute"
+    prompted: float = 0.5
+    warm: int = 100
 
 
 PHASES = (
     Phase("absolute errors", 2400, 128, 4, 5e-4, 3e-4, horizon=3000),
-    Phase("squared errors", 1300, 128, 4, 3e-4, 2e-4, horizon=1300, squares=True),
-    Phase("large crops", 150, 256, 2, 1e-4, 5e-5, horizon=150, squares=True),
-    Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, squares=True),
-    Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, squares=True),
+    Phase("squared errors", 1300, 128, 4, 3e-4, 2e-4, horizon=1300, errors="squared"),
+    Phase("large crops", 150, 256, 2, 1e-4, 5e-5, horizon=150, errors="squared"),
+    Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
+    Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
+    Phase("decibels", 658, 96, 4, 3e-4, 3e-4, horizon=12000, errors="decibels", prompted=0.75),
+    Phase("decibels, falling", 1150, 96, 4, 1.5e-4, 4e-4, horizon=1400, errors="decibels", prompted=0.75, warm=1),
+    Phase("large crops at last", 250, 192, 2, 4e-5, 1e-4, horizon=250, errors="decibels", prompted=0.75, warm=1),
+    Phase("as cameras blur", 1600, 96, 4, 3e-4, 3e-4, horizon=1600, errors="decibels"),
+    Phase("as cameras blur, large crops", 150, 192, 2, 5e-5, 1e-4, horizon=150, errors="decibels", warm=1),
+    Phase("prompted", 1200, 96, 4, 2e-4, 2e-4, horizon=1200, errors="decibels", prompted=0.9),
+    Phase("prompted, large crops", 150, 192, 2, 5e-5, 1e-4, horizon=150, errors="decibels", prompted=0.9, warm=1),
 )
 
 
@@ -232,12 +244,15 @@ class Crops:
         return [(self.degrade(hr, rng), hr) for hr in hrs]
 
 
-def reconstruction_loss(y: Tensor, x: Tensor, squares: bool) -> Tensor:
+def reconstruction_loss(y: Tensor, x: Tensor, phase: Phase) -> Tensor:
     """Of images in [-1, 1]: errors of pixels, and of Fourier coefficients so that sharpness is not traded away."""
     error = y.float() - x
+    brightness = luma(error).sub(16 / 255).square()
+    if phase.errors == "decibels":
+        return (brightness.mean((1, 2)) + 0.2 * error.square().mean((1, 2, 3)) + 1e-4).log().mean()
     spectrum = torch.fft.rfft2(error, norm="ortho").abs().mean()
-    if squares:
-        return error.square().mean() + luma(error).sub(16 / 255).square().mean() + 0.01 * spectrum
+    if phase.errors == "squared":
+        return error.square().mean() + brightness.mean() + 0.01 * spectrum
     return error.abs().mean() + 0.1 * spectrum
 
 
@@ -263,7 +278,7 @@ class Training:
         rest = [p for name, p in self.model.unet.named_parameters() if ".attn2." not in name]
         parts = list(self.model.vae.parameters()), rest, [*condition, *self.model.prompt.parameters()]
         groups = [{"params": part} for part in parts]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
     @property
     def total(self) -> int:
@@ -290,29 +305,28 @@ class Training:
 
     def _train_step(self, phase: Phase, position: int) -> float:
         decay = 0.5 * (1 + math.cos(math.pi * position / phase.horizon)) * 0.95 + 0.05
-        warm = min(1.0, (position + 1) / 100)
+        warm = min(1.0, (position + 1) / phase.warm)
         rates = phase.lr_vae, phase.lr_unet, CONDITION_RATE * phase.lr_unet
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate * decay * warm
         lr, hr = self.crops.batch(phase, self.rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            loss = self._loss(lr, hr, phase.squares)
+            loss = self._loss(lr, hr, phase)
         self.optimizer.zero_grad()
         loss.backward()
         for group in self.optimizer.param_groups:
             nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
         keep = min(0.998, (1 + self.step) / (10 + self.step))
-        for name, value in self.model.state_dict().items():
-            self.average[name].lerp_(value, 1 - keep)
+        torch._foreach_lerp_(list(self.average.values()), list(self.model.state_dict().values()), 1 - keep)
         return loss.item()
 
-    def _loss(self, lr: Tensor, hr: Tensor, squares: bool) -> Tensor:
+    def _loss(self, lr: Tensor, hr: Tensor, phase: Phase) -> Tensor:
         branch, tags = self.model.prompt, measure_tags(hr)
-        prompts = ["" if self.rng.random() < 0.5 else words(row) for row in tags]
+        prompts = [words(row) if self.rng.random() < phase.prompted else "" for row in tags]
         y = self.model.restore(self.model.prepare(lr), branch.embed(prompts))
         tagging = F.binary_cross_entropy_with_logits(branch.tagger(lr), tags)
-        return reconstruction_loss(y, hr * 2 - 1, squares) + 0.01 * tagging
+        return reconstruction_loss(y, hr * 2 - 1, phase) + 0.01 * tagging
 
     @torch.no_grad()
     def validate(self) -> dict:
