@@ -6,20 +6,28 @@ from pathlib import Path
 import click
 
 from .common import Told, command, progress
-from .options import FOLDER, NATURAL, PATH
+from .options import COUNT, FOLDER, NATURAL, PATH
 
 SAVE_EVERY = 180  # seconds between two states that a run keeps
 
 
-@command("train --images PHOTOGRAPHS --out my_model", "train --images PHOTOGRAPHS --out further --start tiny --skip 5")
+@command(
+    "train --images PHOTOGRAPHS --out my_model", "train --images PHOTOGRAPHS --out further --start tiny --skip 10",
+    "train --images PHOTOGRAPHS --out my_model --start my_model --timestep 249",
+)  # fmt: skip
 @click.option("--images", type=PATH, required=True, help="a folder of photographs of at least 256 x 256 pixels")
 @click.option("--out", type=FOLDER, required=True, help="folder for the model and the training state")
 @click.option("--seed", default=0, type=NATURAL)
 @click.option("--start", help="a model to go on from, with its prompt branch", show_default="a new one")
 @click.option("--skip", default=0, type=NATURAL, help="leave out phases that --start has been through")
+@click.option(
+    "--timestep", type=COUNT, help="an adapter of --start for this timestep instead, in OUT/timesteps; begins anew"
+)
 @click.option("--minutes", type=click.FloatRange(0), help="stop after this long, to go on later")
-def train(images, out, seed, start, skip, minutes) -> Told:
+def train(images, out, seed, start, skip, timestep, minutes) -> Told:
     """The state is saved every three minutes."""
+    if timestep is not None:
+        return _adapt(images, out, seed, start or "tiny", timestep)
     from ..tools.train import PHASES, Training
     from ..util.files import claimed
 
@@ -43,3 +51,14 @@ def _train(work, state: Path, minutes: float | None) -> None:
             saved = time.monotonic()
         if over:
             break
+
+
+def _adapt(images, out, seed: int, start: str, timestep: int) -> Told:
+    from ..pipeline.timesteps import adapter_file
+    from ..tools.adapt import Adapting
+
+    work = Adapting(images, timestep, seed, start)
+    for _ in progress(work.run(), work.phase.steps, "steps"):
+        pass
+    file = work.save(adapter_file(out, timestep))
+    return Told({"timestep": timestep, "seed": seed, "out": str(file)} | work.validate())

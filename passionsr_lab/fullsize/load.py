@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..pipeline import folder
+from ..pipeline.lora import merge
 from ..pipeline.onestep import OneStepSR
 from ..util.compat import torchvision_importable
 from . import weights
-from .osediff import attach, merge, read_lora
+from .osediff import attach, read_lora
 from .pretrained import read_sd21
 from .sd21 import SCHEDULER
 from .tags import TagBranch, tagger

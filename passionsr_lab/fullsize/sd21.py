@@ -12,6 +12,7 @@ import torch
 
 from ..pipeline.configs import refuse_unknown
 from ..pipeline.onestep import EMBEDDING, OneStepSR
+from ..pipeline.timesteps import split_timestep
 from ..util.compat import torchvision_importable
 from ..util.files import read_json
 
@@ -84,7 +85,8 @@ def sd21(device: str | torch.device = "meta") -> OneStepSR:
 def architecture(model: str | Path) -> OneStepSR:
     """The pipeline of "sd21", "osediff", "tiny" or a model folder on the meta device: shapes only, for counting.
 
-    Of a folder only `unet/config.json`, `vae/config.json` and the shape of the prompt embedding are read.
+    Of a folder only `unet/config.json`, `vae/config.json` and the shape of the prompt embedding are read; a variant at
+    another timestep has the same.
 
     Raises:
         ValueError: there is no such folder, or one of these is missing, damaged or not supported.
@@ -99,6 +101,7 @@ def architecture(model: str | Path) -> OneStepSR:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from safetensors import safe_open
 
+    model, _ = split_timestep(model)
     folder = Path(str(resources.files("passionsr_lab"))) / "tiny" if str(model) == "tiny" else Path(model)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give a model folder, 'sd21' or 'tiny'.")

@@ -13,6 +13,7 @@ from ..util.files import read_json
 from .configs import refuse_unknown
 from .onestep import CONFIG, EMBEDDING, FORMAT, OneStepSR, require_settings
 from .reading import first_sentence, network, owned, silent
+from .timesteps import adapt, split_timestep
 
 CONFIGS = ("scheduler/scheduler_config.json", "vae/config.json", "unet/config.json")
 
@@ -24,7 +25,8 @@ def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     tensor `prompt_embedding` (1, T, D), and `passionsr.json` with `timestep` and `upscale`.
 
     Args:
-        folder_or_id: a local folder, the name "tiny", or the id of a hub repository in this layout.
+        folder_or_id: a local folder, the name "tiny", or the id of a hub repository in this layout; with "@249" after
+            it, its variant at that timestep (see `timesteps`).
         prompt: also load the prompt branch (`tagger/`, `tokenizer/`, `text_encoder/`); without it the constant
             embedding conditions the UNet (PassionSR-FP).
 
@@ -41,6 +43,7 @@ def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
     torchvision_importable()
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
+    folder_or_id, other = split_timestep(folder_or_id)
     folder = _locate(folder_or_id)
     timestep, upscale = _settings(folder / CONFIG)
     refuse_unknown(*(read_json(_existing(folder / file)) for file in CONFIGS), folder)
@@ -64,7 +67,12 @@ def load_pipeline(folder_or_id: str | Path, prompt: bool = False) -> OneStepSR:
                 f"{folder / 'text_encoder'} makes embeddings of {width}, but the UNet needs {embedding.shape[-1]}."
             )
     name = folder.name if Path(folder_or_id).is_dir() else str(folder_or_id)
-    return owned(OneStepSR(unet, vae, scheduler, embedding, timestep, upscale, branch, name))
+    pipe = owned(OneStepSR(unet, vae, scheduler, embedding, timestep, upscale, name=name))
+    if other is not None:
+        adapt(pipe, folder, other)
+        pipe.name = f"{name}@{other}"
+    pipe.prompt = None if branch is None else owned(branch)
+    return pipe
 
 
 def _settings(file: Path) -> tuple[int, int]:
@@ -95,15 +103,19 @@ def _existing(file: Path) -> Path:
     return file
 
 
-def tiny(prompt: bool = False) -> OneStepSR:
+def tiny(prompt: bool = False, timestep: int = 999) -> OneStepSR:
     """The small model that ships with the package (see its model card in `passionsr_lab/tiny/README.md`).
+
+    Args:
+        prompt: with its prompt branch.
+        timestep: 999, or a variant at 499, 249 or 1.
 
     Example:
         >>> import passionsr_lab as lab
-        >>> lab.tiny().factor
-        4
+        >>> lab.tiny().factor, lab.tiny(timestep=249).name
+        (4, 'tiny@249')
     """
-    return load_pipeline("tiny", prompt)
+    return load_pipeline("tiny" if timestep == 999 else f"tiny@{timestep}", prompt)
 
 
 def _locate(folder_or_id: str | Path) -> Path:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from synthetic import osediff_file, targets
 
-from passionsr_lab.fullsize.osediff import attach, delta, lora_of, merge, read_lora
+from passionsr_lab.fullsize.osediff import attach, lora_of, read_lora
+from passionsr_lab.pipeline.lora import delta, merge
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from passionsr_lab.imaging.pictures import to_image, upsample
 from passionsr_lab.imaging.psnr import psnr_y
 from passionsr_lab.tools.train import RATIO, Carriers, Phase, Training, new_model
 
-SHORT = (Phase("short", 3, 32, 2, 1e-4, 1e-4, horizon=3), Phase("shorter", 1, 64, 1, 1e-4, 1e-4, 1, squares=True))
+SHORT = (Phase("short", 3, 32, 2, 1e-4, 1e-4, horizon=3), Phase("shorter", 1, 64, 1, 1e-4, 1e-4, 1, errors="squared"))
 
 
 @pytest.fixture(scope="module")

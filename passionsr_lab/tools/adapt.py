@@ -1,0 +1,180 @@
+"""Retrains a one-step model at another timestep, as an adapter: `python -m passionsr_lab train --timestep 249 ...`.
+
+QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  It begins near the model it starts
+from: the time embedding is told the old timestep by an adapter of rank 1, exactly; conv_out is replaced by the one that
+gives the new noise with the least squared error.  The old prediction n says z_H = (z - s n) / sqrt(a); at the new
+timestep the network must predict (z - sqrt(a') z_H) / s' instead, which at t = 1 is nearly all residual.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..imaging.pictures import upsample
+from ..imaging.psnr import psnr_y
+from ..pipeline.folder import load_pipeline
+from ..pipeline.lora import LoRA, delta, merge
+from ..pipeline.onestep import OneStepSR
+from ..pipeline.timesteps import ADAPTER, write_adapter
+from ..util.hooks import hooks
+from .train import Crops, Phase, reconstruction_loss
+
+PHASE = Phase("another timestep", 300, 96, 4, 0.0, 1e-3, horizon=300, errors="decibels", prompted=0.0, warm=20)
+RANK = 4
+TIME = "time_embedding.linear_1"
+OUT = "conv_out"  # replaced
+
+
+class Adapting:
+    """The training of one adapter: a LoRA in every layer of the UNet, and another conv_out; the VAE stays as it is.
+
+    Args:
+        images: a folder of photographs.
+        timestep: the new one.
+        seed: of adapters, crops and degradation.
+        start: the model to adapt.
+        phase: how long, on what; `lr_unet` is the rate of the adapters.
+    """
+
+    def __init__(self, images: str | Path, timestep: int, seed: int = 0, start: str = "tiny", phase: Phase = PHASE):
+        self.phase, self.seed, self.timestep = phase, seed, timestep
+        self.base, self.pipe = load_pipeline(start), load_pipeline(start)
+        self.pipe.timestep = timestep
+        self.crops, self.rng = Crops(images, seed), np.random.default_rng(seed)
+        self.tensors = self._start(torch.Generator().manual_seed(seed))
+
+    def run(self) -> Iterator[dict]:
+        """One record a step."""
+        optimizer = torch.optim.AdamW(self._groups(), betas=(0.9, 0.99), weight_decay=0.0)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for step in range(self.phase.steps):
+            begun = time.perf_counter()
+            decay = 0.5 * (1 + math.cos(math.pi * step / self.phase.horizon)) * min(1, (step + 1) / self.phase.warm)
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate * decay
+            lr, hr = self.crops.batch(self.phase, self.rng)
+            loss = reconstruction_loss(self._restore(self.pipe.prepare(lr)), hr * 2 - 1, self.phase)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.tensors.values(), 1.0)
+            optimizer.step()
+            record = {"step": step + 1, "of": self.phase.steps, "phase": self.phase.name, "loss": loss.item()}
+            yield record | {"seconds": time.perf_counter() - begun}
+
+    def save(self, file: Path) -> Path:
+        """Writes the adapter."""
+        return write_adapter(file, self.base, self.tensors)
+
+    @torch.no_grad()
+    def validate(self) -> dict:
+        """Mean PSNR-Y (dB) of the variant, of the model it comes from and of bicubic on the photographs held out."""
+        merged, pairs = self.merged(), self.crops.validation()
+        found = {
+            "psnr_y": [psnr_y(merged(lr), hr) for lr, hr in pairs],
+            "start": [psnr_y(self.base(lr), hr) for lr, hr in pairs],
+            "bicubic": [psnr_y(upsample(lr[None])[0], hr) for lr, hr in pairs],
+        }
+        return {name: float(np.mean(values)) for name, values in found.items()}
+
+    def merged(self) -> OneStepSR:
+        """The variant as it stands."""
+        pipe = copy.deepcopy(self.pipe)
+        tensors = {name: tensor.detach() for name, tensor in self.tensors.items()}
+        merge(pipe.unet, LoRA(RANK, {ADAPTER: tuple(self.layers)}, tensors))
+        return pipe
+
+    # -- the adapted UNet -----------------------------------------------------------------------------------------
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The UNet's weights with the adapters merged."""
+        own = dict(self.pipe.unet.named_parameters())
+        found = {f"{OUT}.{kind}": self.tensors[f"{OUT}.base_layer.{kind}"] for kind in ("weight", "bias")}
+        for layer in self.layers:
+            a, b = (self.tensors[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
+            found[f"{layer}.weight"] = own[f"{layer}.weight"] + delta(a, b)
+        return found
+
+    def _restore(self, x: Tensor) -> Tensor:
+        """The whole path with the adapters, differentiable: (B, 3, H, W) in [-1, 1] -> image."""
+        pipe = self.pipe
+        with torch.no_grad():
+            z = pipe.encode(x)
+        condition = pipe.prompt_embedding.expand(len(z), -1, -1)
+        noise = functional_call(pipe.unet, self._weights(), (z, pipe.timestep, condition)).sample
+        return pipe.decode(pipe.clean(z, noise))
+
+    def _groups(self) -> list[dict]:
+        """Rates: the new conv_out is many times larger than the old one, and so are its steps."""
+        out = [t for name, t in self.tensors.items() if ".base_layer." in name]
+        growth = float(out[0].detach().std() / self.base.unet.conv_out.weight.std())
+        lora = [t for name, t in self.tensors.items() if ".base_layer." not in name]
+        return [{"params": lora, "lr": self.phase.lr_unet}, {"params": out, "lr": 0.1 * self.phase.lr_unet * growth}]
+
+    # -- where it begins ------------------------------------------------------------------------------------------
+
+    def _start(self, draw: torch.Generator) -> dict[str, Tensor]:
+        """A is drawn, B is zero: nothing changes but what the time embedding and conv_out need."""
+        unet, tensors = self.pipe.unet, {}
+        self.layers = [
+            name for name, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and name != OUT
+        ]
+        for layer in self.layers:
+            weight = unet.get_parameter(f"{layer}.weight")
+            bound = 1 / math.sqrt(weight[0].numel())
+            a = torch.empty(RANK, *weight.shape[1:]).uniform_(-bound, bound, generator=draw)
+            tensors[f"{layer}.lora_A.{ADAPTER}.weight"] = a
+            tensors[f"{layer}.lora_B.{ADAPTER}.weight"] = torch.zeros(len(weight), RANK, *[1] * (weight.ndim - 2))
+        self._tell_old_time(tensors)
+        self.tensors = tensors | {f"{OUT}.base_layer.{k}": getattr(unet.conv_out, k) for k in ("weight", "bias")}
+        self._fit_out()
+        return {name: t.detach().clone().requires_grad_(True) for name, t in self.tensors.items()}
+
+    @torch.no_grad()
+    def _tell_old_time(self, tensors: dict[str, Tensor]) -> None:
+        """W + w (e - e')^T / |e'|^2 ... W e' becomes W e: the change is (W (e - e')) e'^T / |e'|^2, of rank 1."""
+        unet = self.pipe.unet
+        old, new = (unet.get_time_embed(torch.zeros(1, 1), t)[0].double() for t in (self.base.timestep, self.timestep))
+        a, b = (f"{TIME}.lora_{side}.{ADAPTER}.weight" for side in "AB")
+        weight = unet.get_parameter(f"{TIME}.weight").double()
+        scale = float(delta(torch.ones(RANK, 1), torch.eye(1, RANK)))  # what an adapter's first product counts
+        tensors[a][0] = (new / new.norm()).float()
+        tensors[b][:, 0] = (weight @ (old - new) / new.norm() / scale).float()
+
+    @torch.no_grad()
+    def _fit_out(self, batches: int = 24) -> None:
+        """conv_out by least squares: from its inputs (865 with the bias) to the noise that gives the old z_H."""
+        conv, levels = self.pipe.unet.conv_out, self.pipe.scheduler.alphas_cumprod.double()
+        a = levels[self.timestep]
+        products, targets = 0.0, 0.0
+        for _ in range(batches):
+            lr, _ = self.crops.batch(self.phase, self.rng)
+            z = self.pipe.encode(self.pipe.prepare(lr))
+            wanted = (z.double() - a.sqrt() * self.base.denoise(z).double()) / (1 - a).sqrt()
+            x = F.unfold(self._entering(z), 3, padding=1).double()
+            x = torch.cat([x, torch.ones_like(x[:, :1])], 1).transpose(1, 2).flatten(0, 1)
+            products = products + x.T @ x
+            targets = targets + x.T @ wanted.flatten(2).transpose(1, 2).flatten(0, 1)
+        products += 1e-9 * products.diagonal().mean() * torch.eye(len(products))
+        found = torch.linalg.solve(products, targets).T
+        self.tensors[f"{OUT}.base_layer.weight"] = found[:, :-1].reshape(conv.weight.shape).float()
+        self.tensors[f"{OUT}.base_layer.bias"] = found[:, -1].float()
+
+    def _entering(self, z: Tensor) -> Tensor:
+        """What conv_out is given at the new timestep: (B, C, h, w)."""
+        kept = []
+        with hooks() as add:
+            add(self.pipe.unet.conv_out.register_forward_pre_hook, lambda module, given: kept.append(given[0]))
+            functional_call(
+                self.pipe.unet, self._weights(), (z, self.timestep, self.pipe.prompt_embedding.expand(len(z), -1, -1))
+            )
+        return kept[0]
