@@ -105,7 +105,7 @@ class Calibration:
         if keep is not None and Path(keep).exists() and not self.begun:
             checkpoint.resume(self, keep)
         with self.data.placed():
-            for record in self._run():
+            for record in self._in_turn(self._run()):
                 spent = meter.lap()
                 self.cost = {k: max(v, spent[k]) if k == "peak_bytes" else v + spent[k] for k, v in self.cost.items()}
                 self.records.append(record | spent)
@@ -115,6 +115,15 @@ class Calibration:
                 yield self.records[-1]
                 meter.restart()
         self._finish_history()
+
+    def _in_turn(self, records: Iterator[dict]) -> Iterator[dict]:
+        """Between two records other threads may call the pipeline, while one is made they wait."""
+        while True:
+            with self.q.turns.changing():
+                record = next(records, None)
+            if record is None:
+                return
+            yield record
 
     def _begin(self) -> None:
         if not self.begun:

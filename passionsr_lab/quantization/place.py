@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..util.names import MODULES
+from ..util.turns import Turns
 from .attention import QuantAttention
 from .layer import Quantized, QuantLayer
 from .recipe import Recipe
@@ -40,10 +41,12 @@ class QuantizedSR:
     def __init__(self, pipe: nn.Module, recipe: Recipe):
         self.pipe, self.recipe, self.method = pipe, recipe, None
         self.history: dict = {}
+        self.turns = Turns()
 
     def __call__(self, image, tiling="auto", colour: str = "nofix"):
-        """Super-resolves as `OneStepSR.forward` does."""
-        return self.pipe(image, tiling, colour)
+        """Super-resolves as `OneStepSR.forward` does; waits for a step of calibration in another thread."""
+        with self.turns.using():
+            return self.pipe(image, tiling, colour)
 
     def __getattr__(self, name: str):
         if name not in FORWARDED:
