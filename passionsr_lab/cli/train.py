@@ -12,7 +12,7 @@ SAVE_EVERY = 180  # seconds between two states that a run keeps
 
 
 @command(
-    "train --images PHOTOGRAPHS --out my_model", "train --images PHOTOGRAPHS --out further --start tiny --skip 10",
+    "train --images PHOTOGRAPHS --out my_model", "train --images PHOTOGRAPHS --out further --start tiny --skip 5",
     "train --images PHOTOGRAPHS --out my_model --start my_model --timestep 249",
 )  # fmt: skip
 @click.option("--images", type=PATH, required=True, help="a folder of photographs of at least 256 x 256 pixels")

@@ -27,10 +27,10 @@ class Degradation:
     clean: probability that noise, and independently JPEG, is left out.
     """
 
-    blur: tuple[float, float] = (1.0, 3.0)
-    noise: tuple[float, float] = (0.0, 0.015)
-    jpeg: tuple[int, int] = (70, 95)
-    clean: float = 0.35
+    blur: tuple[float, float] = (0.2, 2.4)
+    noise: tuple[float, float] = (0.0, 0.04)
+    jpeg: tuple[int, int] = (50, 95)
+    clean: float = 0.25
 
     def __call__(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         """(3, 4h, 4w) in [0, 1] -> (3, h, w) in [0, 1] on the 8-bit grid."""

@@ -63,13 +63,6 @@ PHASES = (
     Phase("large crops", 150, 256, 2, 1e-4, 5e-5, horizon=150, errors="squared"),
     Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
     Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
-    Phase("decibels", 658, 96, 4, 3e-4, 3e-4, horizon=12000, errors="decibels", prompted=0.75),
-    Phase("decibels, falling", 1150, 96, 4, 1.5e-4, 4e-4, horizon=1400, errors="decibels", prompted=0.75, warm=1),
-    Phase("large crops at last", 250, 192, 2, 4e-5, 1e-4, horizon=250, errors="decibels", prompted=0.75, warm=1),
-    Phase("as cameras blur", 1600, 96, 4, 3e-4, 3e-4, horizon=1600, errors="decibels"),
-    Phase("as cameras blur, large crops", 150, 192, 2, 5e-5, 1e-4, horizon=150, errors="decibels", warm=1),
-    Phase("prompted", 1200, 96, 4, 2e-4, 2e-4, horizon=1200, errors="decibels", prompted=0.9),
-    Phase("prompted, large crops", 150, 192, 2, 5e-5, 1e-4, horizon=150, errors="decibels", prompted=0.9, warm=1),
 )
 
 
