@@ -16,11 +16,10 @@ __version__ = "0.2.0"
 
 # The table of contents: every public name and the room it is in.  Rooms are opened when they are first asked for.
 CONTENTS = {
-    "imaging.pairs": ("Pair", "bundled", "folder_pairs"),
+    "imaging.pairs": ("bundled", "folder_pairs"),
     "imaging.tiling": ("Tiling",),
-    "pipeline.onestep": ("OneStepSR",),
     "pipeline.folder": ("tiny",),
-    "quantization.recipe": ("RECIPES", "W4A4", "W6A6", "W8A8", "Recipe", "recipe"),
+    "quantization.recipe": ("W4A4", "W6A6", "W8A8", "Recipe", "recipe"),
     "quantization.place": ("quantize", "unquantize"),
     "calibration.method": ("Loss", "Method", "Stage"),
     "calibration.loop": ("Calibration",),

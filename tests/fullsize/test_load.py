@@ -13,6 +13,7 @@ from synthetic import open_clip, single_file
 import passionsr_lab as lab
 from passionsr_lab.fullsize import names, tags, text, weights
 from passionsr_lab.fullsize.load import load_full_size, load_model
+from passionsr_lab.pipeline.onestep import OneStepSR
 from passionsr_lab.util.hashing import sha256
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "passionsr_official" / "empty_context_embedding.pt"
@@ -101,7 +102,7 @@ def test_one_name_gives_the_adapted_model_and_one_folder_too(base, shelf, here, 
 def test_full_size_goes_to_the_gpu_where_there_is_one(here, monkeypatch):
     here("sd21")
     devices = []
-    monkeypatch.setattr(lab.OneStepSR, "to", lambda self, device: devices.append(device) or self)
+    monkeypatch.setattr(OneStepSR, "to", lambda self, device: devices.append(device) or self)
     load_model("sd21"), load_full_size("sd21", device="meta")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     load_model("sd21"), load_full_size("sd21", device="cpu")
