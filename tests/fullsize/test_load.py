@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from synthetic import open_clip, single_file
 
-import passionsr_lab as lab
 from passionsr_lab.fullsize import names, tags, text, weights
 from passionsr_lab.fullsize.load import load_full_size, load_model
 from passionsr_lab.pipeline.onestep import OneStepSR
