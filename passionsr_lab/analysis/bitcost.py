@@ -6,6 +6,7 @@ attention products, and the numbers that the quantizers themselves need.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..quantization.recipe import Recipe
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def report(pipe: nn.Module, recipe: Recipe | None = None, size: int = 512) -> dict:
+def report(
+    pipe: nn.Module, recipe: Recipe | None = None, size: int = 512, ranks: Mapping[str, int] | None = None
+) -> dict:
     """Both countings of a pipeline, whole and by module, in full precision or under a recipe; plain values for JSON.
+
+    `ranks` are those of 16-bit branches by layer (`layers.branch_ranks`): the exact counting has them, the paper's not.
 
     Returns:
         parameters and macs (of everything); `paper` (params_M and MACs_G by module, and with a recipe the
@@ -35,7 +40,7 @@ def report(pipe: nn.Module, recipe: Recipe | None = None, size: int = 512) -> di
         178.178
     """
     frame = count(pipe, size)
-    rows, seen = _weighted(frame, recipe), frame[frame.kind.isin(COUNTED_BY_PAPER)]
+    rows, seen = _weighted(frame, recipe, ranks), frame[frame.kind.isin(COUNTED_BY_PAPER)]
     sums = {name: seen[seen.module == name] for name in MODULES}
     modules = {
         name: {"params_M": round(int(p.parameters.sum()) / 1e6, 3), "MACs_G": round(int(p.macs.sum()) / 1e9, 3)}
@@ -80,23 +85,28 @@ def _paper(frame: pandas.DataFrame, recipe: Recipe | None) -> dict[str, float]:
 # -- the exact counting -----------------------------------------------------------------------------------------------
 
 
-def recipe_cost(frame: pandas.DataFrame, recipe: Recipe | None) -> dict[str, float]:
+def recipe_cost(
+    frame: pandas.DataFrame, recipe: Recipe | None, ranks: Mapping[str, int] | None = None
+) -> dict[str, float]:
     """Size and bit operations of a quantized pipeline, exceptions and the quantizers' own numbers included.
 
     Weights take their bits; what else is stored takes 32: biases, norms, two bounds per output channel of a weight and
     two per activation (twice as many where layers are split; four for an attention product), one LET scale per input
     channel (LET's shift is in the bias).  An operation on w-bit weights and a-bit activations is w * a bit
-    operations, in an attention product a * a, in a norm 32 * 32.
+    operations, in an attention product a * a, in a norm 32 * 32.  A low-rank branch of rank r beside a (Co, Ci kh kw)
+    weight stores r (Co + Ci kh kw) numbers in 16 bits and multiplies each once per output pixel, 16 * 16.
 
     Args:
         frame: of `count(pipe)`.
         recipe: None for full precision; its `at_least` may name layers that this model does not have.
+        ranks: of the branches, by layer.
 
     Returns:
-        bytes; bit_operations per image; weight_bits, the average over weights; act_bits, the average over MACs.
+        bytes, and with ranks `branch_bytes`, which are among them; bit_operations per image; weight_bits, the average
+        over weights; act_bits, the average over MACs.
 
     Raises:
-        ValueError: a pattern of the recipe matches no layer.
+        ValueError: a pattern of the recipe matches no layer, or a rank is of a layer that there is not.
 
     Example:
         >>> from passionsr_lab.analysis.cost import count
@@ -107,11 +117,24 @@ def recipe_cost(frame: pandas.DataFrame, recipe: Recipe | None) -> dict[str, flo
         >>> round(full["bytes"] / small["bytes"], 2), round(full["bit_operations"] / small["bit_operations"], 1)
         (5.29, 27.4)
     """
-    return _total(_weighted(frame, recipe))
+    found = _total(_weighted(frame, recipe, ranks))
+    return found if ranks is None else found | {"branch_bytes": 2 * int(_branches(frame, ranks).sum())}
 
 
-def _weighted(frame: pandas.DataFrame, recipe: Recipe | None) -> pandas.DataFrame:
-    """The frame with the bits of the two factors that a row multiplies, and the bits that it takes on disk."""
+def _branches(frame: pandas.DataFrame, ranks: Mapping[str, int]) -> pandas.Series:
+    """The numbers r (Co + Ci kh kw) that the branch of every row's layer holds."""
+    unknown = sorted(ranks.keys() - set(frame.layer[frame.weights > 0]))
+    if unknown:
+        raise ValueError(f"There is no layer {unknown[0]!r} that could have a branch.")
+    outputs = frame.outputs.clip(lower=1)
+    return frame.layer.map(ranks).fillna(0).astype(int) * (outputs + frame.weights // outputs)
+
+
+def _weighted(
+    frame: pandas.DataFrame, recipe: Recipe | None, ranks: Mapping[str, int] | None = None
+) -> pandas.DataFrame:
+    """The frame with the bits of the two factors that a row multiplies, the bits that it takes on disk, and the bit
+    operations of its branch."""
     owners = [r.layer.rpartition(".")[0] if r.kind in PRODUCTS else r.layer for r in frame.itertuples()]
     if recipe is not None:
         recipe.require_matches(frame.layer[frame.weights > 0], {o for o, k in zip(owners, frame.kind) if k in PRODUCTS})
@@ -121,7 +144,10 @@ def _weighted(frame: pandas.DataFrame, recipe: Recipe | None) -> pandas.DataFram
     bounds = 2 * frame.outputs * halves * (frame.weight_bits < 32)
     acts = frame.inputs + [4 if kind in PRODUCTS else 2 * n for kind, n in zip(frame.kind, halves)]
     numbers = frame.parameters - frame.weights + bounds + acts * (frame.act_bits < 32)
-    return frame.assign(stored=frame.weights * frame.weight_bits + 32 * numbers)
+    branch = _branches(frame, ranks or {})
+    pixels = frame.macs // frame.weights.clip(lower=1)
+    stored = frame.weights * frame.weight_bits + 32 * numbers + 16 * branch
+    return frame.assign(stored=stored, branched=16 * 16 * branch * pixels)
 
 
 def _bits(row, owner: str, recipe: Recipe | None) -> tuple[int, int]:
@@ -137,7 +163,7 @@ def _total(rows: pandas.DataFrame) -> dict[str, float]:
     average = lambda bits, by: float((bits * by).sum() / by.sum())
     return {
         "bytes": (int(rows.stored.sum()) + 7) // 8,
-        "bit_operations": int((rows.macs * rows.weight_bits * rows.act_bits).sum()),
+        "bit_operations": int((rows.macs * rows.weight_bits * rows.act_bits + rows.branched).sum()),
         "weight_bits": average(rows.weight_bits, rows.weights),
         "act_bits": average(used.act_bits, used.macs),
     }

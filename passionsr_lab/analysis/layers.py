@@ -37,3 +37,9 @@ def layer_table(q: QuantizedSR):
             rows.append((module, name, kind, None if kind == "attention" else weight, act, shape, low, high))
     columns = ["module", "layer", "kind", "weight_bits", "act_bits", "shape", "low", "high"]
     return pd.DataFrame(rows, columns=columns).astype({"weight_bits": "Int64"})
+
+
+def branch_ranks(q: QuantizedSR) -> dict[str, int]:
+    """The rank of every layer's 16-bit branch, by name, of the layers that have one; of what `calibrate` made."""
+    layers = {name: layer for name, layer in q.layers.items() if isinstance(layer, QuantLayer)}
+    return {name: layer.branch.rank for name, layer in layers.items() if layer.branch is not None}

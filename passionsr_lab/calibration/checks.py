@@ -10,7 +10,7 @@ import torch
 
 from ..imaging.pairs import Pair, checked_pairs
 from ..quantization.place import QuantizedSR
-from .method import Method
+from .method import REQUIRED, Method
 
 
 def checked(
@@ -36,4 +36,6 @@ def checked(
             raise ValueError(f"{method.label} trains nothing tagged {tag!r}; it has {', '.join(method.rates)}.")
         if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < math.inf:
             raise ValueError(f"The rate of {tag!r} is a number above 0, not {rate!r}.")
+    for distance in {loss.distance for stage in method.stages for loss in stage.losses} & REQUIRED.keys():
+        REQUIRED[distance]()
     return checked_pairs(pairs, q.upscale)

@@ -13,7 +13,9 @@ from ..util.names import MODULES
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "squares": lambda x, y: (x - y).square().mean(),
     "absolute": lambda x, y: (x - y).abs().mean(),
+    "root": lambda x, y: ((x - y).square().mean() + 1e-12).sqrt(),
 }
+REQUIRED: dict[str, Callable[[], object]] = {}  # by distance: `ValueError` where what it needs is not there
 # Steps of the log scale and of the shift in half ranges; of boundaries in steps of their grid.
 RATES = {"transform": 3e-2, "bounds": 0.5}
 
@@ -43,8 +45,10 @@ class Stage:
         train: tags of the slots that are trained, for example "transform" (LET) and "bounds" (LBQ).
         epochs: passes over the pairs, in units of the calibration's `epochs`.
         blocks: a pattern of block names below the segment ("*" for all): one stage for each block, in their order.
+        order: of the blocks, "forward" or "reversed".
         upstream: whether the inputs come through "quantized" or "float" modules.
-        downstream: the same of what follows, where a loss is at the image.
+        downstream: the same of what follows, where a loss is at the image.  With such a loss a stage on blocks runs the
+            whole path: blocks before as `upstream` says, blocks behind as `downstream`.
         losses: terms of the loss.
         rate: times the method's learning rates.
     """
@@ -57,6 +61,7 @@ class Stage:
     downstream: str = "quantized"
     losses: tuple[Loss, ...] = (Loss(),)
     rate: float = 1.0
+    order: str = "forward"
 
     def __post_init__(self):
         if not self.rate > 0:
@@ -67,8 +72,10 @@ class Stage:
             raise ValueError(f"A stage trains a tuple of tags such as ('bounds',), not {self.train!r}.")
         if {self.upstream, self.downstream} - {"quantized", "float"}:
             raise ValueError("upstream and downstream are 'quantized' or 'float'.")
-        if self.blocks is not None and (self.segment == "all" or any(loss.at == "image" for loss in self.losses)):
-            raise ValueError("A stage on blocks names their segment, and its losses are at the blocks' outputs.")
+        if self.order not in ("forward", "reversed"):
+            raise ValueError(f"A stage's order of blocks is 'forward' or 'reversed', not {self.order!r}.")
+        if self.blocks is not None and self.segment == "all":
+            raise ValueError("A stage on blocks names their segment.")
 
     def passes(self, epochs: int) -> int:
         """Passes over the pairs in a calibration of so many epochs: at least one."""

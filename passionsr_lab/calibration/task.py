@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +60,8 @@ def _tensors(call: tuple[tuple, dict]) -> list[Tensor]:
 def task(stage: Stage, block: str | None, data: Activations) -> Task:
     """The stage's task with the pipeline as it is now; `block` names one of its blocks."""
     if block is not None:
-        return _block_task(stage, block, data)
+        whole = any(term.at == "image" for term in stage.losses)
+        return (_block_in_path if whole else _block_task)(stage, block, data)
     followers = MODULES[MODULES.index(stage.segment) + 1 :] if stage.segment in MODULES else ()
     places = {term.at for term in stage.losses}
 
@@ -97,8 +98,42 @@ def _block_task(stage: Stage, name: str, data: Activations) -> Task:
     return Task(stage, block, inputs, {"output": targets}, outputs)
 
 
+def _block_in_path(stage: Stage, name: str, data: Activations) -> Task:
+    """A block whose loss is at the image, too: every run goes through its whole segment and all that follows."""
+    segment = next(s for s in data.q.segments() if s.name == stage.segment)
+    found, followers = blocks(segment.modules), MODULES[MODULES.index(stage.segment) + 1 :]
+    order = _blocks_in_order(replace(stage, blocks="*", order="forward"), data)
+    at, entering = order.index(name), data.entering(stage.segment, stage.upstream)
+    before = nn.ModuleList(found[n] for n in order[:at])
+    behind = nn.ModuleList([found[n] for n in order[at + 1 :]] + [segment_modules(data.q, m) for m in followers])
+    data.place(stage.segment)
+
+    def outputs(rows: list[Tensor]) -> dict[str, Tensor]:
+        with _leaving(found[name]) as left, mode(before, stage.upstream), mode(behind, stage.downstream):
+            image = data.forward(stage.segment, torch.cat(rows))
+            for follower in followers:
+                image = data.forward(follower, image)
+        return {"output": left[0], "image": image}
+
+    with mode(data.q.pipe, "float"), _leaving(found[name]) as targets, torch.no_grad():
+        for x in data.entering(stage.segment, "float"):
+            segment.run(x)
+    return Task(stage, found[name], entering, {"output": targets, "image": data.full["all"]}, outputs)
+
+
+@contextmanager
+def _leaving(block: nn.Module) -> Iterator[list[Tensor]]:
+    """What leaves the block, run by run, within the `with` block."""
+    found: list[Tensor] = []
+    hook = block.register_forward_hook(lambda _, args, out: found.append(out))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
 def expanded(stages: Sequence[Stage], data: Activations, modules: Sequence[str]) -> list[tuple[Stage, str | None]]:
-    """The stages of the quantized modules, those on blocks once for each block as a run reaches it: (stage, block)."""
+    """The stages of the quantized modules, those on blocks once for each block: (stage, block)."""
     found: list[tuple[Stage, str | None]] = []
     for stage in stages:
         if stage.segment != "all" and stage.segment not in modules:
@@ -109,10 +144,12 @@ def expanded(stages: Sequence[Stage], data: Activations, modules: Sequence[str])
 
 
 def _blocks_in_order(stage: Stage, data: Activations) -> list[str]:
+    """The blocks as a run reaches them, or in reversed order."""
     with mode(data.q.pipe, "float"), data.placed(), torch.no_grad():
         x = data.inputs[0]
         for segment in data.q.segments():
             data.place(segment.name)
             if segment.name == stage.segment:
-                return in_order(blocks(segment.modules, stage.blocks), segment.run, x)
+                found = in_order(blocks(segment.modules, stage.blocks), segment.run, x)
+                return found if stage.order == "forward" else found[::-1]
             x = segment.run(x)

@@ -5,23 +5,43 @@ import time
 import click
 
 from .common import Told, command, lines, table
-from .options import RECIPE, SIZE
+from .options import FOLDER, RECIPE, SIZE
 
 
-@command("cost --model sd21 --recipe W8A8")
+@command("cost --model sd21 --recipe W8A8", "cost --quantized w4a4 --size 256")
 @click.option("--model", default="sd21", help="'sd21', 'tiny' or a model folder")
 @click.option("--recipe", type=RECIPE, help="also the cost at these bits, like W8A8")
 @click.option("--size", default=512, type=SIZE, help="edge of the image that comes out")
-def cost(model, recipe, size) -> Told:
-    """No weights are needed."""
+@click.option("--quantized", type=FOLDER, help="what `calibrate` wrote, its 16-bit branches counted")
+def cost(model, recipe, size, quantized) -> Told:
+    """Of a model and a recipe no weights are needed; of a quantized folder its model must be there."""
     from ..analysis.bitcost import report
     from ..fullsize.sd21 import architecture
 
     start = time.perf_counter()
-    figures = report(architecture(model), recipe, size)
+    if quantized:
+        if recipe:
+            raise click.UsageError("--quantized has a recipe of its own; leave out --recipe.")
+        pipe, recipe, ranks = _folder(quantized)
+        model = pipe.name
+    else:
+        pipe, ranks = architecture(model), None
+    figures = report(pipe, recipe, size, ranks)
     head = {"model": model, "recipe": recipe.name if recipe else "W32A32", "size": size}
     text = f"{lines(head | {key: figures[key] for key in ('parameters', 'macs')})}\n\n{_tables(figures)}"
     return Told(head | figures | {"seconds": time.perf_counter() - start}, text=text)
+
+
+def _folder(folder) -> tuple:
+    """The full-precision model, the recipe, and the ranks of the branches of a folder that `calibrate` wrote."""
+    from ..analysis.layers import branch_ranks
+    from ..quantization.place import QuantizedSR, unquantize
+    from ..store.folder import load
+
+    q = load(folder)
+    if not isinstance(q, QuantizedSR):
+        raise ValueError(f"{folder} is a full-precision model; give it as --model.")
+    return unquantize(q), q.recipe, branch_ranks(q)
 
 
 def _tables(figures: dict) -> str:

@@ -12,49 +12,27 @@ rates, made for 16,000 updates; `METHOD` begins at a percentile, with rates for 
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..calibration.lowrank import LoRA
 from ..calibration.method import Method, Stage
 from ..calibration.samples import keep_sample
 from ..calibration.steps import activations_of, percentiles, searched
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized, QuantLayer
 from ..quantization.quantizer import QUANTIZERS, fake_quantize
-from ..quantization.slots import Slot
 
 
-class QALoRA(Slot):
-    """What is added to a weight W before it is quantized: W0 - W + up down, with W0 the rounded weight.
+class QALoRA(LoRA):
+    """What is added to a weight W before it is quantized: W0 - W + up down, with W0 the rounded weight (Eq. 5).
 
-    `up` (Co, r) starts at zero, `down` (r, C kh kw) as Kaiming's uniform does, drawn by the layer's name;
-    `mean_step` is that of the weight's quantizers.
+    Rates are in parts of the mean weight step (section 3.3).
     """
 
-    tag = "lora"
-
-    def __init__(self, layer: QuantLayer, rank: int):
-        super().__init__()
-        self.layer, shape = [layer], layer.layer.weight.shape  # in a list, so that it is no child
-        self.up = nn.Parameter(torch.zeros(shape[0], rank))
-        self.down = nn.Parameter(torch.zeros(rank, shape[1:].numel()))
-        self.register_buffer("mean_step", torch.ones(()))
-
-    @property
-    def learning_rate_scale(self) -> float:
-        """Rates are in parts of the mean step (section 3.3)."""
-        return self.mean_step.item()
-
-    @torch.no_grad()
-    def start(self) -> None:
-        """Draws `down` and takes the mean step; the quantizers have started."""
-        layer = self.layer[0]
-        draw = torch.Generator().manual_seed(zlib.crc32(layer.name.encode()))
-        self.down.copy_((2 * torch.rand(self.down.shape, generator=draw) - 1) / self.down.shape[1] ** 0.5)
-        self.mean_step.copy_(torch.stack([quantizer.step.mean() for quantizer in layer.weight_quantizers]).mean())
+    cacheable = False
 
     def forward(self) -> Tensor:
         """The difference, of W's shape."""
@@ -65,7 +43,7 @@ class QALoRA(Slot):
             fake_quantize(half, *ends, bits, layer.setting.zero_point)
             for half, ends in zip(halves, layer.weight_ranges(halves))
         ]
-        return torch.cat(rounded, 1) - weight + (self.up @ self.down).view_as(weight)
+        return torch.cat(rounded, 1) - weight + super().forward()
 
 
 @dataclass(frozen=True)

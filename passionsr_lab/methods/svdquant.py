@@ -15,52 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..calibration.lowrank import LowRank, rank_of
 from ..calibration.method import Method
 from ..quantization.filling import LET
 from ..quantization.layer import Quantized, QuantLayer
-from ..quantization.slots import Slot
 
 CROPS, EDGE, ROWS = 4, 8, 64  # inputs that a layer is searched on: crops of so many outputs, or rows of a Linear's
-
-
-class LowRank(Slot):
-    """The branch up (down x~), factors (Co, r) and (r, C kh kw) in 16 bits; a convolution's `up` is 1x1."""
-
-    tag = "branch"
-
-    def __init__(self, layer: QuantLayer, rank: int):
-        super().__init__()
-        self.layer, self.shape = [layer], layer.layer.weight.shape  # in a list, so that it is no child
-        self.up = nn.Parameter(torch.zeros(self.shape[0], rank, dtype=torch.float16))
-        self.down = nn.Parameter(torch.zeros(rank, self.shape[1:].numel(), dtype=torch.float16))
-
-    @torch.no_grad()
-    def fit(self, weight: Tensor) -> None:
-        """Takes the largest singular directions of a weight (Co, ...)."""
-        for own, found in zip((self.up, self.down), low_rank(weight.flatten(1), self.up.shape[1])):
-            own.copy_(found)
-
-    def weight(self) -> Tensor:
-        """Its share of the layer's weight."""
-        return (self.up.float() @ self.down.float()).view(self.shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        up, down = self.up.to(x.dtype), self.down.to(x.dtype)
-        inner = self.layer[0].operate(x, down.view(-1, *self.shape[1:]), None)
-        return F.conv2d(inner, up[..., None, None]) if self.layer[0].conv else F.linear(inner, up)
-
-
-def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors (m, r) and (r, n) of the nearest matrix of this rank to an (m, n) one, by its smaller Gram matrix."""
-    if len(weight) > weight.shape[1]:
-        up, down = low_rank(weight.T, rank)
-        return down.T, up.T
-    wide = weight.double()
-    directions = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, len(weight) - rank :]
-    return directions, directions.T @ wide
 
 
 class InputCrops:
@@ -104,10 +66,7 @@ class SVDQuant(LET):
     def fill(self, layer: Quantized) -> None:
         super().fill(layer)
         if isinstance(layer, QuantLayer) and not (layer.conv and layer.layer.groups > 1):
-            weight, rank = layer.layer.weight, layer.setting.rank
-            least = min(len(weight), weight[0].numel())
-            rank = max(1, round(self.share * least)) if rank is None else min(rank, least)
-            layer.branch = LowRank(layer, rank).to(weight.device)
+            layer.branch = LowRank(layer, rank_of(layer, self.share)).to(layer.layer.weight.device)
             layer.range.watch = InputCrops(layer)
 
     @torch.no_grad()

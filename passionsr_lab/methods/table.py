@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..calibration.method import Method
 from ..official.corrections import CORRECTED, RELEASED
 from ..util.progress import follow
-from . import efficientdm, joint, lbq, let, lsq, maxmin, official, passionsr, percentile, qdiffusion, svdquant
+from . import efficientdm, joint, lbq, let, lsq, maxmin, official, passionsr, percentile, qartsr, qdiffusion, svdquant
 
 DEFAULT = passionsr.METHOD.name
 UNTRAINED = let.METHOD.name  # where any good start will do
@@ -18,6 +18,7 @@ METHODS = {
         official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
+        qartsr.METHOD, qartsr.BLOCKS,
     )
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ import torch
 
 from .. import plots
 from ..analysis.bitcost import report as cost_of
-from ..analysis.layers import layer_table
+from ..analysis.layers import branch_ranks, layer_table
 from ..analysis.propagation import propagation
 from ..evaluation.scores import score
 from ..imaging.pairs import Pair, checked_pairs
@@ -171,8 +171,9 @@ def _cost(found: dict, full: OneStepSR, size: int) -> DataFrame:
     import pandas as pd
 
     rows = []
-    for name, recipe in {"full precision": None, **{n: m.recipe for n, m in found.items()}}.items():
-        exact = cost_of(full, recipe, size)["exact"]
+    for name, q in {"full precision": None, **found}.items():
+        recipe, ranks = (None, None) if q is None else (q.recipe, branch_ranks(q))
+        exact = cost_of(full, recipe, size, ranks)["exact"]
         rows.append({
             "model": name, "MB": exact["bytes"] / 1e6, "bit operations (G)": exact["bit_operations"] / 1e9,
             "mean weight bits": exact["weight_bits"], "mean activation bits": exact["act_bits"],

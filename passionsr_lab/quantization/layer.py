@@ -141,10 +141,9 @@ class QuantLayer(Quantized):
             return self.layer(x)
         self.range.require(self.name)
         weight, bias = self._kept_weight.get(self._weight_slots, (self.layer.weight, self.layer.bias), self._weight)
-        if self._fusible:
-            return self._fused(x, weight, bias).to(x.dtype)
-        seen = self.transformed_input(x)
-        out = self.operate(self.quantized(seen), weight, bias)
+        fusible = self._fusible
+        seen = None if fusible and self.branch is None else self.transformed_input(x)
+        out = self._fused(x, weight, bias) if fusible else self.operate(self.quantized(seen), weight, bias)
         return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
 
     @property
@@ -153,7 +152,7 @@ class QuantLayer(Quantized):
         plain = all(isinstance(q, Quantizer) and q.plain for q in self.act_quantizers)
         known = self.transform is None or type(self.transform) is EquivalentTransform
         sides = self.layer._reversed_padding_repeated_twice if self.conv else ()
-        return plain and known and self.branch is None and sides[::2] == sides[1::2]
+        return plain and known and sides[::2] == sides[1::2]
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`."""

@@ -4,7 +4,8 @@ import pytest
 import torch
 from filled import LAYERS, filled, relative
 
-from passionsr_lab.methods.svdquant import LowRank, SVDQuant, low_rank, output_error, refine, smooth
+from passionsr_lab.calibration.lowrank import LowRank, low_rank
+from passionsr_lab.methods.svdquant import SVDQuant, output_error, refine, smooth
 from passionsr_lab.quantization.layer import mode
 
 
