@@ -8,6 +8,7 @@ from passionsr_lab.quantization.filling import LET
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.place import QuantizedSR
 from passionsr_lab.quantization.recipe import LayerRecipe
+from passionsr_lab.quantization.transform import EquivalentTransform
 
 # Layer and input shape: strides, paddings, dilations, groups, kernels, padding modes, odd sizes.
 LAYERS = {
@@ -58,7 +59,7 @@ def filled(case, slots=None, seed=0, dtype=torch.float32, **setting):
     layer.to(dtype)
     with mode(layer, "observe"):
         layer(x)
-    if layer.transform is not None:
+    if isinstance(layer.transform, EquivalentTransform):
         disturb(layer.transform, seed)
     return layer, x
 

@@ -61,11 +61,16 @@ def _sound(run: Calibration, content: dict) -> bool:
         return False
     shapes = {key: tensor.shape for key, tensor in slot_tensors(run.q).items()}
     for saved in filter(None, (content["tensors"], content["before"])):
-        if {key: getattr(tensor, "shape", None) for key, tensor in saved.items()} != shapes:
+        if saved.keys() != shapes.keys() or not all(_fits(saved[key], shape) for key, shape in shapes.items()):
             return False
     there = 0 <= stage <= len(run.stages) and content["step"] >= 0 and (ends == stage if run.stages else ends <= 1)
     numbers = [content[key] for key in KINDS if key != "first" or begun]
     return there and not _has_nan(numbers)
+
+
+def _fits(saved: object, shape: torch.Size) -> bool:
+    """Whether a saved tensor has this shape; one of no numbers is of a size that only the file knows."""
+    return isinstance(saved, torch.Tensor) and (saved.shape == shape or not shape.numel())
 
 
 def _has_nan(value: object) -> bool:

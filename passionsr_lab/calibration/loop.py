@@ -280,8 +280,7 @@ class Calibration:
         modules = segment_modules(self.q, segment)
         with mode(modules, "observe"):
             self.data.map(segment, inputs)
-        for layer in quantized_layers(modules).values():
-            self.method.slots.start(layer)
+        self.method.slots.start_all(list(quantized_layers(modules).values()))
         self.data.changed(segment)
 
     def module_losses(self) -> dict[str, float]:

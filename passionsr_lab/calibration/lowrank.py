@@ -16,7 +16,7 @@ class LowRank(Slot):
     """The branch up (down x~), factors (Co, r) and (r, C kh kw) in 16 bits; a convolution's `up` is 1x1.
 
     Args:
-        rank: columns of `up`; 0 adds nothing.
+        rank: columns of `up`; 0 adds nothing, and is also what a rank is that data will decide: a saved state has it.
         trained: factors are float32 that are rounded to float16 where they are used, straight through, so that small
             steps of an optimizer add up; what a model needs of them is 16 bits either way.
     """
@@ -41,6 +41,11 @@ class LowRank(Slot):
     def rank(self) -> int:
         """How many directions it has."""
         return self.up.shape[1]
+
+    def resize(self, rank: int) -> None:
+        """Takes another rank, with factors of zeros."""
+        up, down = self.up.new_zeros(len(self.up), rank), self.down.new_zeros(rank, self.down.shape[1])
+        self.up, self.down = (nn.Parameter(t, requires_grad=False) for t in (up, down))
 
     @torch.no_grad()
     def fit(self, weight: Tensor) -> None:
@@ -69,6 +74,8 @@ class LowRank(Slot):
         return (up @ down).view(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.rank:
+            return x.new_zeros(())
         up, down = (t.to(x.dtype) for t in self.factors())
         inner = self.layer[0].operate(x, down.view(-1, *self.shape[1:]), None)
         return F.conv2d(inner, up[..., None, None]) if self.layer[0].conv else F.linear(inner, up)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..quantization.layer import Quantized
 from ..quantization.place import QuantizedSR
@@ -37,8 +37,10 @@ def load_state(q: QuantizedSR, tensors: dict[str, Tensor]) -> None:
     for key, value in own.items():
         if value.numel():
             value.copy_(tensors[key])
-        else:  # its size is in the file only: official scales per token
+        else:  # its size is in the file only: official scales per token, ranks that data decided
             owner, _, name = key.rpartition(".")
-            setattr(q.get_submodule(owner), name, tensors[key].to(value.device, copy=True))
+            owner, found = q.get_submodule(owner), tensors[key].to(value.device, copy=True)
+            trained = isinstance(getattr(owner, name), nn.Parameter)
+            setattr(owner, name, nn.Parameter(found, requires_grad=False) if trained else found)
     for found in (m for layer in q.layers.values() for m in layer.modules() if isinstance(m, Range)):
         found.known = not found.low.is_meta and bool(torch.isfinite(found.low[0]))

@@ -5,7 +5,21 @@ from __future__ import annotations
 from ..calibration.method import Method
 from ..official.corrections import CORRECTED, RELEASED
 from ..util.progress import follow
-from . import efficientdm, joint, lbq, let, lsq, maxmin, official, passionsr, percentile, qartsr, qdiffusion, svdquant
+from . import (
+    efficientdm,
+    joint,
+    lbq,
+    let,
+    lsq,
+    maxmin,
+    official,
+    passionsr,
+    percentile,
+    qartsr,
+    qdiffusion,
+    quantvsr,
+    svdquant,
+)
 
 DEFAULT = passionsr.METHOD.name
 UNTRAINED = let.METHOD.name  # where any good start will do
@@ -18,7 +32,7 @@ METHODS = {
         official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
-        qartsr.METHOD, qartsr.BLOCKS,
+        qartsr.METHOD, qartsr.BLOCKS, quantvsr.METHOD,
     )
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,13 @@ class Slots:
         """Fills the slots of one layer whose `setting` says bits, splitting and rank."""
         layer.fill_quantizers(QUANTIZERS[self.quantizer])
 
+    def start_all(self, layers: Sequence[QuantLayer | QuantAttention]) -> None:
+        """Initializes the slots of a segment's layers, after their inputs were observed."""
+        for layer in layers:
+            self.start(layer)
+
     def start(self, layer: QuantLayer | QuantAttention) -> None:
-        """Initializes the slots of one layer, after its input was observed."""
+        """Initializes the slots of one layer."""
 
 
 @dataclass(frozen=True)

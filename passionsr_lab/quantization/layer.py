@@ -77,6 +77,7 @@ class Frozen:
     """What integer execution needs of a calibrated layer; `scale` and `shift` are (C,) or None, `bias` (Co,) or None.
 
     halves: one or two, along the input channels; sizes: their channels.  What stays in float is `branch`, or None.
+    transform: what the input goes through where that is more than scale and shift, or None.
     """
 
     halves: list[FrozenHalf]
@@ -85,13 +86,15 @@ class Frozen:
     scale: Tensor | None
     shift: Tensor | None
     branch: nn.Module | None
+    transform: nn.Module | None = None
 
 
 class QuantLayer(Quantized):
     """A Linear or Conv2d with slots.
 
     Slots, all empty at first:
-        transform: `EquivalentTransform` of the input channels, or another with its interface.
+        transform: `EquivalentTransform` of the input channels, or another with `scale`, `shift`, `of_weight` and
+            `ranges(padded)`, the natural range of what it makes for each activation quantizer.
         act_quantizers, weight_quantizers: one `Quantizer`, or one for each half of the input channels.
         rounding: modules (W, step, base, bits) -> W on the grid, one per weight quantizer; nearest without.
         delta: a module without arguments -> (shape of W), added to the weight before it is quantized.
@@ -150,9 +153,13 @@ class QuantLayer(Quantized):
     def _fusible(self) -> bool:
         """Whether transform, activation quantizers and operation are one function: nothing else was put in a slot."""
         plain = all(isinstance(q, Quantizer) and q.plain for q in self.act_quantizers)
-        known = self.transform is None or type(self.transform) is EquivalentTransform
         sides = self.layer._reversed_padding_repeated_twice if self.conv else ()
-        return plain and known and sides[::2] == sides[1::2]
+        return plain and self._scaled and sides[::2] == sides[1::2]
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether its transform is none but scale and shift, which the ranges of channels go through."""
+        return self.transform is None or type(self.transform) is EquivalentTransform
 
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`."""
@@ -227,13 +234,9 @@ class QuantLayer(Quantized):
         return done[0] if len(done) == 1 else torch.cat(done, self.dim)
 
     def transformed_weight(self) -> Tensor:
-        """W~ of Eq. 5: every input channel of the weight times its scale."""
-        weight = wide(self.layer.weight)
-        if self.transform is None:
-            return weight
-        groups = self.layer.groups if self.conv else 1
-        scale = self.transform.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
-        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
+        """W~ of Eq. 5, or what else the transform makes of the weight."""
+        weight, groups = wide(self.layer.weight), self.layer.groups if self.conv else 1
+        return weight if self.transform is None else self.transform.of_weight(weight, groups)
 
     def residual_weight(self) -> Tensor:
         """What is quantized: W~ without the branch's share and with `delta`."""
@@ -255,8 +258,7 @@ class QuantLayer(Quantized):
         grouped = self.conv and self.layer.groups > 1 and self.transform is not None
         plain = all(isinstance(q, Quantizer) and q.plain for q in self.weight_quantizers)
         empty = all(slot is None for slot in (self.rounding, self.delta, self.branch))
-        known = self.transform is None or type(self.transform) is EquivalentTransform
-        return plain and empty and known and not grouped and not self.layer.weight.requires_grad
+        return plain and empty and self._scaled and not grouped and not self.layer.weight.requires_grad
 
     def _fused_weight(self) -> Tensor:
         """Q(W~) by `fused.FakeQuantize`; the ranges of W~ come from those of the kernels, since scales are positive."""
@@ -318,6 +320,8 @@ class QuantLayer(Quantized):
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The natural range of x~ for each activation quantizer; it follows the transform, gradients included."""
+        if not self._scaled:
+            return self.transform.ranges(self.padded)
         scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
         return self._input_ranges(scale, shift)
 
@@ -367,4 +371,6 @@ class QuantLayer(Quantized):
             zeros = (base / step).round(), (act_base / act_step).round()
             found.append(FrozenHalf(codes.to(torch.int32), step, zeros[0], act_step, zeros[1]))
         scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
-        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch)
+        return Frozen(
+            found, list(self.sizes), self.bias(), scale, shift, self.branch, None if self._scaled else self.transform
+        )

@@ -63,5 +63,10 @@ class EquivalentTransform(Slot):
         shape[dim] = -1
         return (x - self.shift.view(shape)) / self.scale.view(shape)
 
+    def of_weight(self, weight: Tensor, groups: int = 1) -> Tensor:
+        """W~ of Eq. 5: every input channel of a weight (Co, C / groups, ...) times its scale."""
+        scale = self.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
+
     def extra_repr(self) -> str:
         return f"channels={len(self.log_scale)}"
