@@ -22,13 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
-from ..calibration.lowrank import LoRA, LowRank, rank_of
+from ..calibration.adapted import Adapted
 from ..calibration.method import Loss, Method, Stage
 from ..calibration.perceptual import GRADIENTS, LPIPS
-from ..quantization.filling import LET
-from ..quantization.layer import Quantized, QuantLayer
 from ..util.names import MODULES
 
 TAGS = ("transform", "bounds", "lora", "branch")
@@ -36,39 +32,8 @@ RATES = {"transform": 1e-2, "bounds": 0.2, "lora": 0.3, "branch": 2e-2}
 
 
 @dataclass(frozen=True)
-class QArtSR(LET):
-    """Smoothing, boundaries, a LoRA inside the quantized residual, a branch beside it.
-
-    Args:
-        shift: no shift is among what the paper does.
-        branch: the branch's rank, as a share of the smaller side of the (Co, C kh kw) weight; 0 is no branch.  A
-            recipe's rank counts before it.
-        lora: the same of the LoRA.
-    """
-
-    shift: bool = False
-    branch: float = 1 / 32
-    lora: float = 1 / 16
-
-    def fill(self, layer: Quantized) -> None:
-        super().fill(layer)
-        if not isinstance(layer, QuantLayer) or (layer.conv and layer.layer.groups > 1):
-            return
-        device = layer.layer.weight.device
-        if self.branch:
-            layer.branch = LowRank(layer, rank_of(layer, self.branch), trained=True).to(device)
-        if self.lora:
-            least = min(len(layer.layer.weight), layer.layer.weight[0].numel())
-            layer.delta = LoRA(layer, max(1, round(self.lora * least))).to(device)
-
-    @torch.no_grad()
-    def start(self, layer: Quantized) -> None:
-        super().start(layer)
-        if isinstance(layer, QuantLayer) and layer.branch is not None:
-            layer.branch.fit(layer.transformed_weight())
-            layer.branch.balance()
-        if isinstance(layer, QuantLayer) and layer.delta is not None:
-            layer.delta.start()
+class QArtSR(Adapted):
+    """Smoothing, boundaries, LoRA and branch; no shift, as in the method figure."""
 
 
 def rpq(tags: Sequence[str] = TAGS, epochs: float = 4.0, blocks: str | None = None, image: float = 1.0) -> tuple:
