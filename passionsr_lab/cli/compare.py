@@ -13,15 +13,16 @@ from .options import COUNT, FILE, JOBS, MODEL, NAMES, STORE, workers
 @click.option("--methods", default=",".join(ABLATION), type=NAMES)
 @click.option("--seeds", default=1, type=COUNT, help="how many seeds")
 @click.option("--epochs", default=4, type=COUNT)
+@click.option("--pairs", default=16, type=COUNT, help="pairs of 64 pixels to calibrate on")
 @STORE
 @JOBS
 @click.option("--csv", type=FILE, help="also write the table there, and every run beside it (NAME_runs.csv)")
-def compare(model, recipes, methods, seeds, epochs, store, jobs, csv) -> Told:
+def compare(model, recipes, methods, seeds, epochs, pairs, store, jobs, csv) -> Told:
     """A stopped comparison goes on where it was."""
     from ..evaluation.sweep import grid, summary, sweep
     from ..evaluation.tables import write_csv
 
-    work = grid(model=[model], recipe=recipes, method=methods, seed=range(seeds), epochs=[epochs])
+    work = grid(model=[model], recipe=recipes, method=methods, seed=range(seeds), epochs=[epochs], pairs=[pairs])
     bar = iter(progress(range(len(work)), len(work), "runs"))
     with workers(jobs) as executor:
         frame = sweep(work, store, executor, callback=lambda row: next(bar, None))

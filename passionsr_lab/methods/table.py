@@ -6,6 +6,7 @@ from ..calibration.method import Method
 from ..official.corrections import CORRECTED, RELEASED
 from ..util.progress import follow
 from . import (
+    best,
     efficientdm,
     joint,
     lbq,
@@ -32,7 +33,7 @@ METHODS = {
         official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
-        qartsr.METHOD, qartsr.BLOCKS, quantvsr.METHOD,
+        qartsr.METHOD, qartsr.BLOCKS, quantvsr.METHOD, best.METHOD, best.MERGED,
     )
 }  # fmt: skip
 
