@@ -34,7 +34,7 @@ MODEL = "tiny"  # or a folder or hub id that lab.load reads
 RECIPE = "W4A4"
 SHARE = 1 / 20  # of a layer's or a module's weights: what the branches hold, about, under every rule
 LAYER = "unet.mid_block.resnets.0.conv1"  # whose weight is taken apart
-RANKS = [0, 1, 2, 4, 8, 16, 32]
+RANKS, SMALL = [0, 1, 2, 4, 8, 16, 32], 4  # and the rank that the closing cell looks at
 PAIRS, SIZE, EPOCHS, BATCH, SEED = 4, 64, 1, 4, 0  # short calibrations
 TESTS, TEST_SIZE = 4, 128  # test crops and their HR pixels
 FIGURES = figures_folder()
@@ -94,9 +94,10 @@ rank_figure
 
 # %% [markdown]
 # ## What a branch carries
-# The largest singular directions of a weight hold more of its energy than their share, and with them goes some of its
-# range: what is left has smaller steps. Below, for one layer, the energy that is left and the error of rounding what is
-# left, against the rank, both as parts of those without a branch; and what the branch weighs beside the 4-bit weight.
+# The largest singular directions of a weight hold more of its energy than their share. With them goes some of its range,
+# so that what is left has smaller steps, but not for long: without its structure the rest is noise with tails, and its
+# smallest and largest value hardly come closer. Below, for one layer, the energy that is left and the error of rounding
+# what is left, against the rank, both as parts of those without a branch; and what the branch weighs beside the weight.
 
 
 # %%
@@ -196,13 +197,15 @@ method_figure
 
 # %% [markdown]
 # ## What this showed
-# A rank of a few per cent of the width removes more of a weight's rounding error than of its energy, and relieves the
-# activations besides; it weighs four times its numbers at 4 bits, and sixteen times their operations. Which layers get
-# it depends on the rule more than on the method. `13` has the whole comparison.
+# The first few directions lower a weight's rounding error; further ones take energy and hardly any error, and each weighs
+# four times its numbers at 4 bits and sixteen times their operations. What a branch does beyond that is to carry inputs
+# that are not rounded. Which layers get a branch depends on the rule more than on the method. `13` has the whole
+# comparison.
 
 # %%
 at = table.set_index("rank")
-assert (at["error of rounding"].diff().dropna() < 0.02).all() and at["error of rounding"].iloc[-1] < 0.9, at
+least = at["error of rounding"]
+assert least[SMALL] < 0.97 and least[SMALL] - least.min() < 0.15, at
 assert errors["with"].median() < errors["without"].median(), "branches relieve the layers"
 reached = runs.set_index("method").psnr_fp
 assert reached["QArtSR"] > reached["LET"] and reached["QuantVSR"] > reached["LET"], reached.to_dict()

@@ -54,6 +54,8 @@ class Rotation(Slot):
     only the range is saved: signs are drawn by the layer's name.
     """
 
+    cacheable = True
+
     def __init__(self, layer: QuantLayer, sizes: Sequence[int]):
         super().__init__()
         self.sizes = list(sizes)

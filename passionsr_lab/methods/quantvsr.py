@@ -50,6 +50,10 @@ class DynamicQuantizer(Quantizer):
         """The natural range, where no input is there to be asked."""
         return low, high
 
+    def grid(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """There is none: `ValueError`."""
+        raise ValueError("Each input has a grid of its own here; integers need QuantVSR's static=True.")
+
 
 QUANTIZERS["dynamic"] = DynamicQuantizer
 

@@ -108,6 +108,8 @@ def test_dynamic_boundaries_are_each_input_s_own(toy, few):
     work = Calibration(q, few, METHOD.with_options(static=False), epochs=1, batch=1)
     ends = [r for r in work.run() if r["event"] == "end"]
     assert all(end["loss"] <= end["first"] for end in ends)
+    with refused("Each input has a grid of its own", "static=True"):
+        q.layers["unet.conv_in"].frozen()
     for options in ({"rule": "all"}, {"budget": 0.0}):
         with refused("rule is one of vote, share, budget", *options.values()):
             QuantVSR(**options)
