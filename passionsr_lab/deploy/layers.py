@@ -201,15 +201,14 @@ def whole_weight(e: Emitter, name: str, held: Codes, step: Tensor) -> str:
     """The weight as an initializer of whole numbers behind its steps."""
     g, axis = e.graph, 0 if held.codes.ndim == 4 else 1
     e.codes[f"{name}.weight"] = held
-    grid = g.constant(f"{name}.weight.step", step), g.constant(f"zeros_{len(step)}", torch.zeros(len(step)), "int8")
-    return g.op("DequantizeLinear", f"{name}.weight", *grid, axis=axis)
+    return g.op("DequantizeLinear", f"{name}.weight", g.constant(f"{name}.weight.step", step), axis=axis)
 
 
 def _sums(e: Emitter, x: str, shape: torch.Size, settings: dict | None) -> str:
     """The sum of x below every place of the kernel: (B, 1, H, W), or (B, N, 1)."""
     g, size = e.graph, (1, *shape[1:]) if settings is not None else (shape[1], 1)
     ones = g.constant("ones_" + "_".join(map(str, size)), torch.ones(size), "int8")
-    weight = g.op("DequantizeLinear", ones, g.constant("one", 1.0), g.constant("zero", 0, "int8"))
+    weight = g.op("DequantizeLinear", ones, g.constant("one", 1.0))
     return g.op("MatMul", x, weight) if settings is None else g.op("Conv", x, weight, **settings)
 
 
