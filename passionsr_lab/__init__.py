@@ -33,7 +33,7 @@ CONTENTS = {
     "analysis.sensitivity": ("keep_top", "sensitivity"),
     "evaluation.scores": ("score",),
     "evaluation.sweep": ("grid", "sweep"),
-    "deploy.pipeline": ("deploy", "load_deployed"),
+    "deployment.pipeline": ("deploy", "load_deployed"),
     "pages.report": ("report",),
 }
 _ROOM = {name: room for room, names in CONTENTS.items() for name in names}

@@ -163,13 +163,16 @@ def load_deployed(folder: str | Path, backend: str | None = None) -> DeployedSR:
     description, parts = read(Path(folder))
     backend = backend or description["backend"]
     require_engine(backend)
-    wide, engines = adds_widely(), {}
-    for name in NETWORKS:
-        model = parts.pop(name)
-        graph, risky = model.whole(), set() if wide else set(model.risky)
-        engines[name] = ENGINES[backend](in_float(graph, risky).SerializeToString())
-    description["here"] = {"backend": backend, "in_float": [] if wide else _risky_rows(description)}
+    engines = {name: engine(parts.pop(name), backend) for name in NETWORKS}
+    description["here"] = {"backend": backend, "in_float": [] if adds_widely() else _risky_rows(description)}
     return _pipeline(description, engines)
+
+
+def engine(part: Part, backend: str):
+    """The function x -> y of a network, with nothing in integers that would lose bits on this processor."""
+    model = part.whole()
+    model = model if adds_widely() else in_float(model, set(part.risky))
+    return ENGINES[backend](model.SerializeToString())
 
 
 def _risky_rows(description: dict) -> list[str]:
