@@ -126,11 +126,20 @@ def _described(q: QuantizedSR, emitters: dict[str, Emitter], backend: str) -> di
     return {
         "label": DeployedSR.label, "model": q.name, "fingerprint": fingerprint(plain), "recipe": q.recipe.to_dict(),
         "method": q.method.describe(), "timestep": q.timestep, "upscale": q.upscale, "tile": q.tile,
-        "backend": backend, "rows": rows, "runs": dict(Counter(row["runs"] for row in rows)),
+        "backend": backend, "bits": _weights_by_bits(emitters), "rows": rows,
+        "runs": dict(Counter(row["runs"] for row in rows)),
         "float32_bytes": 4 * sum(p.numel() for p in weights), "versions": versions(),
         "configs": {name: _config(getattr(q, name)) for name in ("unet", "vae", "scheduler")},
         "prompt": list(q.prompt_embedding.shape),
     }  # fmt: skip
+
+
+def _weights_by_bits(emitters: dict[str, Emitter]) -> dict[str, int]:
+    """How many weights are stored in so many bits."""
+    found: Counter = Counter()
+    for codes in (c for e in emitters.values() for c in e.codes.values()):
+        found[str(codes.bits)] += codes.codes.numel()
+    return dict(sorted(found.items()))
 
 
 def _config(part) -> dict:
