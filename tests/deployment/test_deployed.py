@@ -27,11 +27,15 @@ def decibels(a, b):
     return (10 * torch.log10(1 / (a - b).square().mean().clamp_min(1e-30))).item()
 
 
-@pytest.mark.parametrize("case", [("W6A6", "let"), ("W8A8", "let"), ("W4A4", "maxmin")])
+CASES = (("W6A6", "let", "openvino"), ("W8A8", "let", "onnxruntime"), ("W4A4", "maxmin", "onnxruntime"))
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_it_gives_what_the_simulation_gives(case, calibrated, deployed, pictures):
     """A value at half a step rounds either way, and that spreads: the simulation is told from itself the same way, when
     the picture differs in its last bits."""
-    q, pipe = calibrated(*case), lab.load_deployed(deployed(*case)[0])
+    *case, backend = case
+    q, pipe = calibrated(*case), lab.load_deployed(deployed(*case)[0], backend)
     assert pipe.label == "deployed" and (pipe.factor, pipe.multiple, pipe.tile) == (q.factor, q.multiple, q.tile)
     ours, itself, scores = [], [], []
     for pair in pictures:
@@ -44,7 +48,7 @@ def test_it_gives_what_the_simulation_gives(case, calibrated, deployed, pictures
 
 
 def test_any_size_tiles_and_a_pil_image_as_in_float(calibrated, deployed):
-    q, pipe = calibrated("W6A6", "let"), lab.load_deployed(deployed()[0])
+    q, pipe = calibrated("W6A6", "let"), lab.load_deployed(deployed()[0], "onnxruntime")
     assert pipe(picture(9, 13)).size == (52, 36)
     lr = torch.rand(3, 40, 23, generator=torch.Generator().manual_seed(0))
     tiles = lab.Tiling(16, 4)
@@ -89,7 +93,7 @@ def test_the_files_take_their_bits_and_codes_come_back_bit_by_bit(calibrated, de
 
 def test_the_same_model_gives_the_same_bytes(calibrated, deployed, tmp_path):
     _folder, report = deployed()
-    again = lab.deploy(calibrated("W6A6", "let"), tmp_path)
+    again = lab.deploy(calibrated("W6A6", "let"), tmp_path, "onnxruntime")
     assert again["files"] == report["files"]
 
 
@@ -97,7 +101,7 @@ def test_the_open_graphs_run_elsewhere(deployed, pictures):
     """The QDQ files alone, by ONNX Runtime and checked by onnx, give what the deployed networks give."""
     onnx, runtime = required("onnx"), required("onnxruntime")
     folder, _report = deployed()
-    pipe = lab.load_deployed(folder)
+    pipe = lab.load_deployed(folder, "onnxruntime")
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for name in NETWORKS:
         file = str(folder / "onnx" / f"{name}.onnx")
@@ -116,11 +120,11 @@ def test_the_open_graphs_run_elsewhere(deployed, pictures):
 @pytest.mark.parametrize(
     "method", ["passionsr", "lbq", "lsq", "lsq+", "percentile", "q-diffusion", "efficientdm", "svdquant"]
 )
-def test_every_method_that_ends_in_integers_is_deployed(method, make_pipe, pairs, pictures, tmp_path):
+def test_every_method_that_ends_in_integers_is_deployed(method, make_pipe, pictures, tmp_path):
     toy = make_pipe(vae=(4,), unet=(8,), width=4, name="toy")
     q = lab.quantize(toy, "W6A6")
-    lab.calibrate(q, pairs[:2], method, quiet=True, epochs=1, batch=2)
-    report = lab.deploy(q, tmp_path)
+    lab.calibrate(q, lab.bundled("calibration", 2, 16), method, quiet=True, epochs=1, batch=2)
+    report = lab.deploy(q, tmp_path, "onnxruntime")
     branches = [row for row in report["rows"] if "branch" in row["why"]]
     assert bool(branches) is (method == "svdquant")
     pipe, lr = lab.load_deployed(tmp_path), pictures[0].lr[:, :8, :8]
@@ -142,7 +146,7 @@ def test_a_recipe_of_the_unet_alone_leaves_the_vae_in_float(calibrated, pipe, pa
 
 
 def test_a_folder_that_is_not_as_it_was_written_is_refused(calibrated, tmp_path):
-    lab.deploy(calibrated("W6A6", "let"), tmp_path)
+    lab.deploy(calibrated("W6A6", "let"), tmp_path, "onnxruntime")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == sorted([DESCRIPTION, *(f"{n}.{end}" for n in NETWORKS for end in ("onnx", "safetensors"))])
     for name in names:
@@ -185,7 +189,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_written(calibrate
 
 
 def test_a_deployed_pipeline_refuses_what_it_cannot_do(deployed):
-    pipe = lab.load_deployed(deployed()[0])
+    pipe = lab.load_deployed(deployed()[0], "onnxruntime")
     for work in (lambda: lab.quantize(pipe, "W6A6"), lambda: pipe.save("x")):
         with refused("deployed model"):
             work()

@@ -87,7 +87,7 @@ def decibels(ours, expected):
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_sums_are_the_references_to_the_last_bit(case, backend):
-    widths = WIDTHS if case in ("linear", "3x3 padded") else WIDTHS[:2]
+    widths = WIDTHS if case in ("linear", "3x3 padded") else [(8, 6)]
     for weight_bits, act_bits in widths:
         for slots in (LET(), Slots()):
             layer, x = filled(case, slots, weight_bits=weight_bits, act_bits=act_bits)
