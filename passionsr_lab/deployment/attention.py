@@ -55,7 +55,7 @@ class Attend:
         found = []
         for key in "kv":
             module, after = getattr(self.attention, f"to_{key}"), self._let(key)
-            value = module(self.context)[0]
+            value = module(self.context)[0].float()
             name = f"{self.name}.to_{key}"
             value = value if after is None else value * after
             self.e.rows.append(Row(name, "linear", "constant", why="the prompt's embedding is constant"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .folder import NETWORKS, Part, read, write
 from .networks import emit_decoder, emit_encoder, emit_unet
 from .safe import adds_widely, in_float
 
+MESSAGE = 2**31 - 2**24  # bytes that protobuf takes in one piece, and room for the nodes
 EMIT = {"encoder": emit_encoder, "unet": emit_unet, "decoder": emit_decoder}
 ENDS = {"encoder": ("image", "latent"), "unet": ("latent", "noise"), "decoder": ("latent", "image")}
 
@@ -67,6 +69,12 @@ class DeployedSR(OneStepSR):
     def _require_multiple(self, x: Tensor, multiple: int) -> None:
         if any(n % multiple for n in x.shape[-2:]):
             raise ValueError(f"Height and width must be multiples of {multiple} here, not {tuple(x.shape[-2:])}.")
+
+    def to(self, device) -> DeployedSR:
+        """Refused off the CPU, where the engines are."""
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"A deployed model runs on the CPU, not on {device}.")
+        return self
 
     def prune(self) -> OneStepSR:
         """Refused: there are no float weights."""
@@ -148,13 +156,18 @@ def _config(part) -> dict:
 
 def save_onnx(part: Part, path: Path) -> None:
     """A whole graph as a file, its weights beside it where they are large."""
-    onnx, model = required("onnx"), part.whole()
+    _write_onnx(part.whole(), path)
+
+
+def _write_onnx(model, path: Path) -> Path:
+    onnx = required("onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     data = path.with_suffix(".data")
     data.unlink(missing_ok=True)  # onnx appends
     onnx.save_model(
         model, path, save_as_external_data=True, location=data.name, size_threshold=1024, all_tensors_to_one_file=True
     )
+    return path
 
 
 def load_deployed(folder: str | Path, backend: str | None = None) -> DeployedSR:
@@ -181,7 +194,12 @@ def engine(part: Part, backend: str):
     """The function x -> y of a network, with nothing in integers that would lose bits on this processor."""
     model = part.whole()
     model = model if adds_widely() else in_float(model, set(part.risky))
-    return ENGINES[backend](model.SerializeToString())
+    if sum(len(c.raw_data) for c in model.graph.initializer) < MESSAGE:
+        return ENGINES[backend](model.SerializeToString())
+    held = tempfile.TemporaryDirectory()  # larger ones only exist as files
+    found = ENGINES[backend](str(_write_onnx(model, Path(held.name) / "network.onnx")))
+    found.held = held  # an engine may read it later
+    return found
 
 
 def _risky_rows(description: dict) -> list[str]:
