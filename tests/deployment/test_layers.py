@@ -175,7 +175,7 @@ def test_what_has_no_integers_is_refused_by_name():
             emit(layer)
     layer, _ = filled("linear")
     layer.branch = Unknown()
-    with refused("unet.layer", "branch of Identity"):
+    with refused("unet.layer", "branch of Unknown"):
         emit(layer)
     layer, _ = filled("linear", Slots(), zero_point="real")
     with refused("real zero point"):
