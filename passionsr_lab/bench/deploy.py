@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deployment.engines import ENGINES, OpenVINO
@@ -124,8 +125,7 @@ def _deployed(report: dict, ready: OneStepSR, options: Deploying) -> dict:
 
 @torch.no_grad()
 def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict:
-    edge = options.size if name == "encoder" else options.size // pipe.factor
-    x = torch.randn(1, ends(pipe, name)[1], edge, edge, generator=torch.Generator().manual_seed(0))
+    x = _input(name, pipe, options)
     routes = _routes(name, pipe, ready, folder, options)
     outputs = {route: run(x) for route, run in routes.items()}  # compiled, warm
     clock = time.process_time if options.threads == 1 else time.perf_counter
@@ -145,6 +145,20 @@ def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, fold
         "decibels": {"deployed to simulated": _decibels(outputs["deployed"], simulated)},
         "decibels_to_torch": close,
     }  # fmt: skip
+
+
+def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
+    """What the network sees of a smooth picture; with random weights, which make nothing of one, noise."""
+    generator = torch.Generator().manual_seed(0)
+    if options.model == "sd21":
+        edge = options.size if name == "encoder" else options.size // pipe.factor
+        return torch.randn(1, ends(pipe, name)[1], edge, edge, generator=generator)
+    lr = torch.rand(1, 3, 8, 8, generator=generator)
+    x = pipe.prepare(F.interpolate(lr, size=[options.size // pipe.upscale] * 2, mode="bicubic").clamp(0, 1))
+    if name == "encoder":
+        return x
+    z = pipe.encode(x)
+    return z if name == "unet" else pipe.denoise(z) / pipe.vae.config.scaling_factor
 
 
 def _routes(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict[str, Run]:
