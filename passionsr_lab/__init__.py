@@ -32,6 +32,7 @@ CONTENTS = {
     "analysis.sensitivity": ("keep_top", "sensitivity"),
     "evaluation.scores": ("score",),
     "evaluation.sweep": ("grid", "sweep"),
+    "deployment.pipeline": ("deploy", "load_deployed"),
     "pages.report": ("report",),
 }
 _ROOM = {name: room for room, names in CONTENTS.items() for name in names}

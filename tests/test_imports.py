@@ -23,7 +23,7 @@ FLOORS = (
     {"official"},
     {"methods"},
     {"store"},
-    {"analysis", "evaluation"},
+    {"analysis", "evaluation", "deployment"},
     {"plots", "tools", "bench"},
     {"pages"},
     {"widgets"},

@@ -3,6 +3,7 @@
 COMMANDS = {
     "upscale": "Super-resolve a picture or a folder of pictures, exactly x4.",
     "calibrate": "Quantize a model and calibrate it; a stopped run goes on where it was.",
+    "deploy": "Make integers of a calibrated model: a folder that an engine runs.",
     "convert": "PassionSR's released calibration files to this library's, and back.",
     "compare": "The ablation: methods x recipes on pictures that were not calibrated on.",
     "train": "Train the embedded model on a folder of photographs; a stopped run goes on.",
@@ -14,5 +15,5 @@ COMMANDS = {
     "report": "All about quantized models on one page to mail: scores, pictures, layers, cost.",
     "prefetch": "Download the weights that a protocol's metrics need, those that can be had.",
     "doctor": "What this machine has and lacks, and how to get it; 0 if the work can run, else 1.",
-    "bench": "Time and memory: of SD2.1 with random weights, and of calibration steps over float ones.",
+    "bench": "Time and memory: of SD2.1 with random weights, of calibration steps, of integers over float.",
 }

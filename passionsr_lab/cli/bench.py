@@ -1,4 +1,4 @@
-"""`bench fullsize`: what the full size takes; `bench calibrate`: what a calibration step takes over a float one."""
+"""`bench fullsize`: what the full size takes; `calibrate`: steps over float ones; `deploy`: integers over float."""
 
 import click
 
@@ -6,21 +6,27 @@ from .common import Told, command, live
 from .options import COUNT, DEVICE, FILE, SIZE
 
 
-@command("bench fullsize --recipe W6A6 --crop 256", "bench calibrate --rounds 9 --json")
-@click.argument("what", type=click.Choice(["fullsize", "calibrate"]))
-@click.option("--recipe", default="W6A6")
-@click.option("--size", default=512, type=SIZE, help="fullsize: HR pixels of the restored image")
+@command("bench fullsize --recipe W6A6 --crop 256", "bench calibrate --rounds 9 --json", "bench deploy --model sd21")
+@click.argument("what", type=click.Choice(["fullsize", "calibrate", "deploy"]))
+@click.option("--recipe", help="of the quantization", show_default="W6A6, of deploy W8A8")
+@click.option("--size", default=512, type=SIZE, help="fullsize, deploy: HR pixels of the restored image")
 @click.option("--crop", default=512, type=SIZE, help="fullsize: HR pixels of the calibration pair")
 @click.option("--device", type=DEVICE, help="fullsize: like cpu", show_default="cuda if there is one")
 @click.option("--bfloat16", is_flag=True, help="fullsize: convolutions and products in bfloat16")
-@click.option("--rounds", default=9, type=COUNT, help="calibrate: medians of so many")
-@click.option("--report", type=FILE, help="calibrate: a JSON file to write too")
+@click.option("--rounds", type=COUNT, help="calibrate, deploy: medians of so many", show_default="9, of deploy 5")
+@click.option("--report", type=FILE, help="calibrate, deploy: a JSON file to write too")
+@click.option("--model", default="tiny", help="deploy: 'tiny', 'sd21' (random weights) or a model folder")
+@click.option("--method", default="let", help="deploy: of the calibration")
+@click.option("--threads", default=1, type=COUNT, help="deploy: of every route")
+@click.option("--compiled/--no-compiled", default=True, help="deploy: torch.compile too, where there is a compiler")
 def bench(what, **options) -> Told:
     """fullsize: quantized; a calibration step of each module, then a whole image.  Random weights show no quality.
 
     calibrate: CPU time and memory of calibration steps over float steps, one thread, and the share of the steps.
+
+    deploy: a deployed model over the fastest float32 route of all that are tried, network by network.
     """
-    return _fullsize(**options) if what == "fullsize" else _calibrate(**options)
+    return {"fullsize": _fullsize, "calibrate": _calibrate, "deploy": _deploy}[what](**options)
 
 
 def _fullsize(recipe, size, crop, device, bfloat16, **_) -> Told:
@@ -29,7 +35,7 @@ def _fullsize(recipe, size, crop, device, bfloat16, **_) -> Told:
     from ..bench import fullsize as benchmark
 
     device, records = device or ("cuda" if torch.cuda.is_available() else "cpu"), []
-    for record in benchmark.fullsize(benchmark.FullSize(recipe, size, crop, device, bfloat16)):
+    for record in benchmark.fullsize(benchmark.FullSize(recipe or "W6A6", size, crop, device, bfloat16)):
         records.append(record)
         live(_line(record))
     peak = max(record.get("peak_bytes", 0) for record in records[1:])
@@ -43,10 +49,27 @@ def _calibrate(recipe, rounds, report, **_) -> Told:
     if report:
         require_plain(report)
     records = []
-    for record in benchmark.calibrate(benchmark.Steps(recipe, rounds=rounds)):
+    for record in benchmark.calibrate(benchmark.Steps(recipe or "W6A6", rounds=rounds or 9)):
         records.append(record)
         live(_line(record))
     result = {"ratios": records[-1]["ratios"], "memory_ratios": records[-1]["memory_ratios"], "records": records[:-1]}
+    if report:
+        write_json(report, result)
+    return Told(result, text="")
+
+
+def _deploy(recipe, size, rounds, report, model, method, threads, compiled, **_) -> Told:
+    from ..bench import deploy as benchmark
+    from ..util.files import require_plain, write_json
+
+    if report:
+        require_plain(report)
+    records = []
+    settings = benchmark.Deploying(model, recipe or "W8A8", method, size, rounds or 5, threads, compiled)
+    for record in benchmark.deploying(settings):
+        records.append(record)
+        live(_line({k: v for k, v in record.items() if k != "times"}))
+    result = {"ratios": records[-1]["ratios"], "records": records[:-1]}
     if report:
         write_json(report, result)
     return Told(result, text="")

@@ -12,25 +12,29 @@ from .terminal import complain
 @command(
     "upscale photo.png photo_x4.png",
     "upscale photographs/ out/ --quantized w6a6",
+    "upscale photographs/ out/ --deployed w6a6_integers",
     "upscale lr/ --model sd21_osediff/ --config_file saw_U_W6A6_V_W6A6.yaml",
 )
 @click.argument("source", metavar="INPUT", type=PATH)
 @click.argument("output", type=PATH)
 @MODEL
 @click.option("--quantized", type=PATH, help="a folder that `calibrate` or `convert` wrote")
+@click.option("--deployed", type=PATH, help="a folder that `deploy` wrote, which needs no --model")
 @click.option("--tile", type=NATURAL, help="edge of tiles in latent pixels, 0 for none", show_default="by need")
 @click.option("--overlap", type=NATURAL, help="what tiles share, in latent pixels", show_default="a quarter of a tile")
 @click.option("--colour", default="nofix", help="adain, wavelet or nofix")
 @click.option("--released", type=PATH, multiple=True, hidden=True)  # this and the next are for --config_file
 @click.option("--recipe", type=RECIPE, hidden=True)
 @CONFIG_FILE
-def upscale(source, output, model, quantized, tile, overlap, colour, released, recipe) -> Told:
+def upscale(source, output, model, quantized, deployed, tile, overlap, colour, released, recipe) -> Told:
     """INPUT is a picture or a folder, OUTPUT the picture to write, or a folder for the same names."""
     from ..imaging.colour import require_fix
 
     require_fix(colour)
     work = _targets(source, output)
-    pipe = _pipeline(model, quantized, released, recipe)
+    if deployed and (quantized or released):
+        raise ValueError("--deployed names a whole model; leave out --quantized and --config_file.")
+    pipe = _deployed(deployed) if deployed else _pipeline(model, quantized, released, recipe)
     tiling = _tiling(tile, overlap, pipe)
     done, failed = [], []
     for file, target in progress(work.items(), len(work), "upscale"):
@@ -44,7 +48,7 @@ def upscale(source, output, model, quantized, tile, overlap, colour, released, r
         done.append({"input": str(file), "output": str(target), "width": image.width, "height": image.height})
     for row in failed:
         complain(f"error: {row['error']}")
-    label = "simulated" if quantized or released else "float"
+    label = "deployed" if deployed else "simulated" if quantized or released else "float"
     return Told({"model": pipe.name, "label": label, "images": done, "failed": failed}, int(bool(failed)))
 
 
@@ -77,6 +81,15 @@ def _pipeline(model: str, quantized: Path | None, released: tuple[Path, ...], re
         from ..official.released import load_released
 
         return load_released(pipe, released, recipe)
+    return pipe
+
+
+def _deployed(folder: Path):
+    from ..deployment.pipeline import load_deployed
+
+    pipe = load_deployed(folder)
+    if left := pipe.report["here"]["in_float"]:
+        note(f"this processor has no VNNI: {len(left)} layers of 8 bits run in float, where its integers lose bits")
     return pipe
 
 

@@ -1,0 +1,201 @@
+"""How fast a deployed model is over the fastest float32 route: network by network, side by side in one run.
+
+Routes in float32 are torch as it is, in channels-last, compiled where there is a compiler, and the very graphs of the
+deployed model without integers in OpenVINO and ONNX Runtime.  Every round runs every route once; medians are compared.
+On one thread the clock is the process's own processor time, which other work on the machine disturbs least.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..deployment.engines import ENGINES, OpenVINO
+from ..deployment.folder import NETWORKS, Part
+from ..deployment.pipeline import EMIT, deploy, ends, load_deployed, save_onnx
+from ..fullsize.sd21 import sd21
+from ..imaging.pairs import Pair, bundled
+from ..methods import calibrate
+from ..pipeline.onestep import OneStepSR
+from ..quantization.place import QuantizedSR, quantize
+from ..quantization.recipe import recipe as recipe_named
+from ..store.folder import load
+from ..util.extras import required
+from .calibrate import machine
+
+Run = Callable[[Tensor], Tensor]
+NAMES = {"encoder": "vae_encoder", "unet": "unet", "decoder": "vae_decoder"}
+
+
+@dataclass(frozen=True)
+class Deploying:
+    """What is run.
+
+    model: "tiny", "sd21" (random weights) or a model folder; recipe, method: of the calibration, which here has two
+    pairs and no steps where the method has none.
+    size: edge of the restored image in pixels; rounds: of which medians are taken; threads: of every route.
+    compiled: whether torch.compile is tried; backend: of the deployed model.
+    """
+
+    model: str = "tiny"
+    recipe: str = "W8A8"
+    method: str = "let"
+    size: int = 512
+    rounds: int = 5
+    threads: int = 1
+    compiled: bool = True
+    backend: str = "openvino"
+    networks: tuple[str, ...] = NETWORKS
+
+
+def deploying(options: Deploying) -> Iterator[dict]:
+    """Runs the benchmark.
+
+    Yields:
+        "machine"; "deploy" (sizes, and the layers that run in float here); per network "network" with the medians
+        `seconds` of all routes, the fastest float32 one as `base`, and `decibels` to the simulated model; and "ratios":
+        base over deployed of every network, and of the three's sum as `pipeline`.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    try:
+        packages = {name: version(name) for name in ("onnx", "openvino", "onnxruntime")}
+        yield machine() | packages | {"precision": "f32", "clock": "processor" if options.threads == 1 else "wall"}
+        with tempfile.TemporaryDirectory() as folder:
+            q, pipe = _calibrated(options)
+            report = deploy(q, Path(folder) / "deployed", options.backend)
+            ready = load_deployed(Path(folder) / "deployed")
+            yield _deployed(report, ready, options)
+            found = []
+            for name in options.networks:
+                found.append(_measured(name, pipe, q, ready, Path(folder), options))
+                yield found[-1]
+        yield {"step": "ratios", "ratios": ratios(found)}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def ratios(found: list[dict]) -> dict[str, float]:
+    """The fastest float32 route over the deployed one, and over what bfloat16 is there."""
+    result = {NAMES[row["network"]]: row["seconds"][row["base"]] / row["seconds"]["deployed"] for row in found}
+    routes = set.intersection(*(set(row["seconds"]) for row in found)) - {"deployed", "openvino bfloat16"}
+    if len(found) == len(NETWORKS):
+        totals = {route: sum(row["seconds"][route] for row in found) for route in (*routes, "deployed")}
+        result["pipeline"] = min(totals[route] for route in routes) / totals["deployed"]
+    if all("openvino bfloat16" in row["seconds"] for row in found):
+        half = sum(row["seconds"]["openvino bfloat16"] for row in found)
+        result["bfloat16"] = half / sum(row["seconds"]["deployed"] for row in found)
+    return result
+
+
+def _calibrated(options: Deploying) -> tuple[QuantizedSR, OneStepSR]:
+    """Random weights are calibrated on noise: they show time and size, not quality."""
+    if options.model == "sd21":
+        torch.manual_seed(0)
+        pipe = sd21("cpu")
+        pairs = [Pair("noise", torch.rand(3, 32, 32), torch.rand(3, 128, 128))]
+    else:
+        pipe, pairs = load(options.model), bundled("calibration", 2, 64)
+    q = quantize(pipe, recipe_named(options.recipe))
+    calibrate(q, pairs, options.method, quiet=True)
+    return q, pipe
+
+
+def _deployed(report: dict, ready: OneStepSR, options: Deploying) -> dict:
+    here = ready.report["here"]["in_float"]
+    return {
+        "step": "deploy", "model": options.model, "recipe": options.recipe, "method": options.method,
+        "backend": options.backend, "size": options.size, "rounds": options.rounds, "runs": report["runs"],
+        "float32_bytes": report["float32_bytes"], "bytes": sum(report["sizes"].values()),
+        "in_float_here": len(here),
+        "why": "no VNNI: products of 8-bit factors would saturate in 16 bits" if here else "",
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict:
+    x = _input(name, pipe, options)
+    routes = _routes(name, pipe, ready, folder, options)
+    outputs = {route: run(x) for route, run in routes.items()}  # compiled, warm
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {route: [] for route in routes}
+    for _ in range(options.rounds):
+        for route, run in routes.items():
+            start = clock()
+            run(x)
+            times[route].append(clock() - start)
+    seconds = {route: statistics.median(found) for route, found in times.items()}
+    floats = [route for route in routes if route not in ("deployed", "openvino bfloat16")]
+    simulated, plain = torch_route(name, q)(x), outputs["torch"]
+    close = {route: _decibels(y, plain) for route, y in outputs.items() if route not in ("torch", "deployed")}
+    return {
+        "step": "network", "network": name, "input": list(x.shape), "seconds": seconds, "times": times,
+        "base": min(floats, key=seconds.__getitem__),
+        "decibels": {"deployed to simulated": _decibels(outputs["deployed"], simulated)},
+        "decibels_to_torch": close,
+    }  # fmt: skip
+
+
+def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
+    """What the network sees of a smooth picture; with random weights, which make nothing of one, noise."""
+    generator = torch.Generator().manual_seed(0)
+    if options.model == "sd21":
+        edge = options.size if name == "encoder" else options.size // pipe.factor
+        return torch.randn(1, ends(pipe, name)[1], edge, edge, generator=generator)
+    lr = torch.rand(1, 3, 8, 8, generator=generator)
+    x = pipe.prepare(F.interpolate(lr, size=[options.size // pipe.upscale] * 2, mode="bicubic").clamp(0, 1))
+    if name == "encoder":
+        return x
+    z = pipe.encode(x)
+    return z if name == "unet" else pipe.denoise(z) / pipe.vae.config.scaling_factor
+
+
+def _routes(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict[str, Run]:
+    """Every way to run one network; all take and give what the deployed graph does."""
+    routes = {"torch": torch_route(name, pipe), "deployed": ready.engines[name]}
+    last = _channels_last(name, pipe)
+    routes["torch channels-last"] = lambda x: last(x.contiguous(memory_format=torch.channels_last))
+    if options.compiled and shutil.which("g++"):
+        routes["torch compiled"] = torch.compile(torch_route(name, pipe))
+    emitted = EMIT[name](pipe)
+    file = folder / f"float_{name}.onnx"
+    save_onnx(Part.of(emitted, emitted.graph.model(*ends(pipe, name))), file)
+    for engine, kind in ENGINES.items():
+        routes[engine] = kind(str(file))
+    if "BF16" in required("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        routes["openvino bfloat16"] = OpenVINO(str(file), "bf16")
+    return routes
+
+
+def _channels_last(name: str, pipe: OneStepSR) -> Run:
+    twin = copy.copy(pipe)
+    part = "unet" if name == "unet" else "vae"
+    twin._modules = dict(pipe._modules) | {part: copy.deepcopy(getattr(pipe, part))}
+    for layer in twin._modules[part].modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return torch_route(name, twin)
+
+
+def torch_route(name: str, pipe: OneStepSR | QuantizedSR) -> Run:
+    """A network in torch, from the input of its graph to the output."""
+    factor = pipe.vae.config.scaling_factor
+    if name == "unet":
+        return pipe.noise
+    return (lambda x: pipe.encode(x) / factor) if name == "encoder" else (lambda z: pipe.decode(z * factor))
+
+
+def _decibels(ours: Tensor, expected: Tensor) -> float:
+    error = (ours - expected).square().mean().clamp_min(1e-30)
+    return (10 * torch.log10(expected.square().mean() / error)).item()

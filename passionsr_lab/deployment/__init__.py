@@ -1,0 +1,1 @@
+"""Integers: a calibrated model folded, packed, and run by an engine that multiplies whole numbers."""

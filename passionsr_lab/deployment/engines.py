@@ -1,0 +1,76 @@
+"""Engines that run an ONNX graph on the processor: OpenVINO, and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..util.extras import required
+
+KEPT = 4  # compiled shapes of one network
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+class OpenVINO:
+    """A graph compiled for one shape at a time, in float32 where it is not in integers, on torch's threads.
+
+    Args:
+        source: an ONNX file's bytes or its path.
+        precision: of what is not in integers, "f32" or "bf16"; never what the engine would choose unasked.
+    """
+
+    def __init__(self, source: bytes | str, precision: str = "f32"):
+        self.core = required("openvino").Core()
+        self.model, self.precision = self.core.read_model(source), precision
+        self.compiled: OrderedDict[tuple, Run] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The network's output, float32, for x (B, C, H, W)."""
+        with self._lock:
+            key = tuple(x.shape), torch.get_num_threads()
+            run = self.compiled.pop(key, None) or self._compile(x.shape)
+            self.compiled[key] = run
+            while len(self.compiled) > KEPT:
+                self.compiled.popitem(last=False)
+            return torch.from_numpy(run(x.detach().float().contiguous().numpy()))
+
+    def _compile(self, shape: torch.Size) -> Run:
+        self.model.reshape(list(shape))
+        compiled = self.core.compile_model(self.model, "CPU", self._settings())
+        return lambda x: np.array(compiled([x])[0])
+
+    def _settings(self) -> dict:
+        return {
+            "INFERENCE_PRECISION_HINT": self.precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False,
+        }  # fmt: skip
+
+
+class OnnxRuntime:
+    """The same with ONNX Runtime, for any shape; its floats are float32."""
+
+    def __init__(self, source: bytes | str):
+        runtime = required("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        self.session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self.name = self.session.get_inputs()[0].name
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {self.name: x.detach().float().contiguous().numpy()})[0])
+
+
+ENGINES = {"openvino": OpenVINO, "onnxruntime": OnnxRuntime}
+
+
+def require_engine(name: str) -> None:
+    """`ValueError` for an engine that does not exist or is not installed."""
+    if name not in ENGINES:
+        raise ValueError(f"backend is one of {', '.join(ENGINES)}, not {name!r}.")
+    required(name)
