@@ -15,11 +15,10 @@ from .slots import Slot
 class Kept:
     """One value that a function makes from modules and large tensors; empty in a copy.
 
-    It is made anew when a module or a large tensor is another object or type, a large tensor was written to (past
-    autograd's version counter, through `.data`, too: two weighted sums then differ), or a small tensor (a slot's
-    parameter or buffer) holds other numbers, whatever way they came in.  It is never kept where gradients are asked
-    for, off the CPU (where comparing would wait), while compiling, under autocast, or from slots that are not
-    `cacheable`.
+    It is made anew when a module or a large tensor is another object or type, a large tensor was written to (also
+    through `.data`: two weighted sums then differ), or a slot's parameter or buffer holds other numbers.  It is never
+    kept where gradients are asked for, off the CPU (where comparing would wait), while compiling, under autocast, or
+    from slots that are not `cacheable`.
     """
 
     def __init__(self):

@@ -362,15 +362,12 @@ class QuantLayer(Quantized):
         for i, (half, weight_range) in enumerate(zip(halves, self.weight_ranges(halves))):
             quantizers = self.weight_quantizers[i], self.act_quantizers[i]
             if any(q.zero_point != "integer" for q in quantizers):
-                raise ValueError(
-                    f"{self.name} has a real zero point; integers need a recipe with zero_point='integer'."
-                )
+                raise ValueError(f"{self.name} has a real zero point; integers need a recipe of zero_point='integer'.")
             step, base = quantizers[0].grid(*weight_range)
             act_step, act_base = quantizers[1].grid(*self.input_ranges()[i])
             codes = ((self._round(i, half, *weight_range) - base) / step).round()
             zeros = (base / step).round(), (act_base / act_step).round()
             found.append(FrozenHalf(codes.to(torch.int32), step, zeros[0], act_step, zeros[1]))
         scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
-        return Frozen(
-            found, list(self.sizes), self.bias(), scale, shift, self.branch, None if self._scaled else self.transform
-        )
+        other = None if self._scaled else self.transform
+        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch, other)

@@ -1,9 +1,10 @@
 """Retrains a one-step model at another timestep, as an adapter: `python -m passionsr_lab train --timestep 249 ...`.
 
-QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  It begins near the model it starts
-from: the time embedding is told the old timestep by an adapter of rank 1, exactly; conv_out is replaced by the one that
-gives the new noise with the least squared error.  The old prediction n says z_H = (z - s n) / sqrt(a); at the new
-timestep the network must predict (z - sqrt(a') z_H) / s' instead, which at t = 1 is nearly all residual.
+QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  The prediction n of the model it starts
+from says z_H = (z - s n) / sqrt(a); at the new timestep the network must predict (z - sqrt(a') z_H) / s' instead, which
+at t = 1 is nearly all residual.  It begins a few hundredths of a dB from the old model: an adapter of rank 1 tells the
+time embedding the old timestep, exactly; two groups of channels of the last block, those that count least, carry z to
+conv_out (`train.Carriers`); and conv_out is the one that gives the new noise with the least squared error.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from ..pipeline.lora import LoRA, delta, merge
 from ..pipeline.onestep import OneStepSR
 from ..pipeline.timesteps import ADAPTER, write_adapter
 from ..util.hooks import hooks
-from .train import Crops, Phase, reconstruction_loss
+from .train import LATENT_STD, Carriers, Crops, Phase, reconstruction_loss
 
-PHASE = Phase("another timestep", 300, 96, 4, 0.0, 1e-3, horizon=300, errors="decibels", prompted=0.0, warm=20)
-RANK = 4
+PHASE = Phase("another timestep", 120, 96, 4, 0.0, 3e-4, horizon=120, errors="decibels", prompted=0.0, warm=20)
+RANK = 3
 TIME = "time_embedding.linear_1"
-OUT = "conv_out"  # replaced
+OUT = "conv_out"
+LAST = "up_blocks.2.resnets.1"  # the block before it
+BASE = ".base_layer."
+WHOLE = (OUT, "conv_norm_out", f"{LAST}.conv2", f"{LAST}.conv_shortcut")  # replaced instead of adapted
+REPLACED = tuple(f"{layer}{BASE}{kind}" for layer in WHOLE for kind in ("weight", "bias"))
 
 
 class Adapting:
-    """The training of one adapter: a LoRA in every layer of the UNet, and another conv_out; the VAE stays as it is.
+    """The training of one adapter: a LoRA in the UNet's layers, and the last ones anew; the VAE stays as it is.
 
     Args:
         images: a folder of photographs.
@@ -98,7 +103,7 @@ class Adapting:
     def _weights(self) -> dict[str, Tensor]:
         """The UNet's weights with the adapters merged."""
         own = dict(self.pipe.unet.named_parameters())
-        found = {f"{OUT}.{kind}": self.tensors[f"{OUT}.base_layer.{kind}"] for kind in ("weight", "bias")}
+        found = {name.replace(BASE, "."): self.tensors[name] for name in REPLACED}
         for layer in self.layers:
             a, b = (self.tensors[f"{layer}.lora_{side}.{ADAPTER}.weight"] for side in "AB")
             found[f"{layer}.weight"] = own[f"{layer}.weight"] + delta(a, b)
@@ -115,10 +120,12 @@ class Adapting:
 
     def _groups(self) -> list[dict]:
         """Rates: the new conv_out is many times larger than the old one, and so are its steps."""
-        out = [t for name, t in self.tensors.items() if ".base_layer." in name]
+        out, block, lora = [], [], []
+        for name, tensor in self.tensors.items():
+            (lora if BASE not in name else out if name.startswith(OUT) else block).append(tensor)
         growth = float(out[0].detach().std() / self.base.unet.conv_out.weight.std())
-        lora = [t for name, t in self.tensors.items() if ".base_layer." not in name]
-        return [{"params": lora, "lr": self.phase.lr_unet}, {"params": out, "lr": 0.1 * self.phase.lr_unet * growth}]
+        rate = self.phase.lr_unet
+        return [{"params": p, "lr": r * rate} for p, r in ((lora, 1.0), (block, 0.15), (out, 0.1 * growth))]
 
     # -- where it begins ------------------------------------------------------------------------------------------
 
@@ -126,7 +133,7 @@ class Adapting:
         """A is drawn, B is zero: nothing changes but what the time embedding and conv_out need."""
         unet, tensors = self.pipe.unet, {}
         self.layers = [
-            name for name, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and name != OUT
+            name for name, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and name not in WHOLE
         ]
         for layer in self.layers:
             weight = unet.get_parameter(f"{layer}.weight")
@@ -135,9 +142,30 @@ class Adapting:
             tensors[f"{layer}.lora_A.{ADAPTER}.weight"] = a
             tensors[f"{layer}.lora_B.{ADAPTER}.weight"] = torch.zeros(len(weight), RANK, *[1] * (weight.ndim - 2))
         self._tell_old_time(tensors)
-        self.tensors = tensors | {f"{OUT}.base_layer.{k}": getattr(unet.conv_out, k) for k in ("weight", "bias")}
+        self.tensors = tensors | {name: unet.get_parameter(name.replace(BASE, ".")).clone() for name in REPLACED}
+        self._carry()
         self._fit_out()
         return {name: t.detach().clone().requires_grad_(True) for name, t in self.tensors.items()}
+
+    @torch.no_grad()
+    def _carry(self) -> None:
+        """Gives z_L itself to conv_out: two groups of channels of the last block carry it, those that count least."""
+        unet, conv, norm = self.pipe.unet, self.pipe.unet.conv_out, self.pipe.unet.conv_norm_out
+        width, groups, latents = norm.num_channels, norm.num_groups, unet.config.in_channels
+        energy = (conv.weight.square().sum((0, 2, 3)) * norm.weight.square()).view(groups, -1).sum(1)
+        carriers = Carriers(width, groups, latents, LATENT_STD, at=energy.argsort()[:2].sort().values.tolist())
+        into = unet.conv_in.weight.double().flatten(1)  # (96, 72): the patch comes back out of it, its centre is z
+        z = torch.linalg.pinv(into).view(latents, 9, -1)[:, 4].float()  # (8, 96)
+        shortcut, bias = (self.tensors[f"{LAST}.conv_shortcut{BASE}{kind}"] for kind in ("weight", "bias"))
+        shortcut[carriers.rows] = bias[carriers.rows] = 0
+        for rows, sign in ((carriers.plus, 1), (carriers.minus, -1)):
+            shortcut[rows, -width:, 0, 0] = sign * z
+            bias[rows] = -sign * z @ unet.conv_in.bias
+        for kind in ("weight", "bias"):
+            self.tensors[f"{LAST}.conv2{BASE}{kind}"][carriers.rows] = 0
+        bias[carriers.anchors] = carriers.anchor * torch.tensor([1.0, -1.0]).repeat(len(carriers.anchors) // 2)
+        self.tensors[f"conv_norm_out{BASE}weight"][carriers.rows] = carriers.norm
+        self.tensors[f"conv_norm_out{BASE}bias"][carriers.rows] = 0
 
     @torch.no_grad()
     def _tell_old_time(self, tensors: dict[str, Tensor]) -> None:
@@ -166,8 +194,8 @@ class Adapting:
             targets = targets + x.T @ wanted.flatten(2).transpose(1, 2).flatten(0, 1)
         products += 1e-9 * products.diagonal().mean() * torch.eye(len(products))
         found = torch.linalg.solve(products, targets).T
-        self.tensors[f"{OUT}.base_layer.weight"] = found[:, :-1].reshape(conv.weight.shape).float()
-        self.tensors[f"{OUT}.base_layer.bias"] = found[:, -1].float()
+        self.tensors[f"{OUT}{BASE}weight"] = found[:, :-1].reshape(conv.weight.shape).float()
+        self.tensors[f"{OUT}{BASE}bias"] = found[:, -1].float()
 
     def _entering(self, z: Tensor) -> Tensor:
         """What conv_out is given at the new timestep: (B, C, h, w)."""

@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -108,20 +108,22 @@ def new_model(seed: int = 0) -> OneStepSR:
 class Carriers:
     """Where `count` signals ride through GroupNorm and SiLU unharmed: as channel pairs (+z, -z).
 
-    silu(z) - silu(-z) = z, and two constant channels +-anchor in the same group pin GroupNorm's scale.
+    silu(z) - silu(-z) = z, and two constant channels +-anchor in the same group pin GroupNorm's scale.  `at` names the
+    groups that carry, by default the first ones.
     """
 
-    def __init__(self, width: int, groups: int, count: int, std: float):
+    def __init__(self, width: int, groups: int, count: int, std: float, at: Sequence[int] | None = None):
         size = width // groups
         per_group = (size - 2) // 2
         used = math.ceil(count / per_group) if per_group else groups + 1
         if used > groups:
             raise ValueError(f"{width} channels in {groups} groups cannot carry {count} signals.")
-        starts = [size * (i // per_group) for i in range(count)]
+        at = range(used) if at is None else at
+        starts = [size * at[i // per_group] for i in range(count)]
         self.plus = [start + i % per_group for i, start in enumerate(starts)]
         self.minus = [start + per_group + i % per_group for i, start in enumerate(starts)]
-        self.anchors = [size * (g + 1) - k for g in range(used) for k in (2, 1)]
-        self.rows = list(range(used * size))
+        self.anchors = [size * (g + 1) - k for g in at for k in (2, 1)]
+        self.rows = [size * g + i for g in at for i in range(size)]
         self.anchor = 30 * std
         self.norm = math.sqrt(2 * self.anchor**2 / size + 2 * per_group * std**2 / size)
 
