@@ -30,7 +30,7 @@ from ..pipeline.timesteps import ADAPTER, write_adapter
 from ..util.hooks import hooks
 from .train import LATENT_STD, Carriers, Crops, Phase, reconstruction_loss
 
-PHASE = Phase("another timestep", 120, 96, 4, 0.0, 3e-4, horizon=120, errors="decibels", prompted=0.0, warm=20)
+PHASE = Phase("another timestep", 120, 96, 4, 0.0, 5e-5, horizon=120, errors="decibels", prompted=0.0, warm=20)
 RANK = 3
 TIME = "time_embedding.linear_1"
 OUT = "conv_out"
