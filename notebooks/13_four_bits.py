@@ -103,7 +103,7 @@ plots.save(law_figure, "13_timestep", FIGURES)
 law_figure
 
 # %%
-reach = 4 * max(size.values())
+reach = max(float(e.abs().max()) for e in errors.values())
 edges = np.linspace(-reach, reach, 81)
 states = {f"T = {t}": (edges, np.histogram(e.numpy(), edges)[0], None) for t, e in errors.items()}
 error_figure = plots.histograms(states, heading="Error of the latent z_H", caption=caption)

@@ -9,7 +9,9 @@ from .options import FOLDER, RECIPE, SIZE
 
 
 @command("cost --model sd21 --recipe W8A8", "cost --quantized w4a4 --size 256")
-@click.option("--model", default="sd21", help="'sd21', 'tiny' or a model folder")
+@click.option(
+    "--model", help="'sd21', 'tiny' or a model folder; of --quantized the one that it names", show_default="sd21"
+)
 @click.option("--recipe", type=RECIPE, help="also the cost at these bits, like W8A8")
 @click.option("--size", default=512, type=SIZE, help="edge of the image that comes out")
 @click.option("--quantized", type=FOLDER, help="what `calibrate` wrote, its 16-bit branches counted")
@@ -22,9 +24,10 @@ def cost(model, recipe, size, quantized) -> Told:
     if quantized:
         if recipe:
             raise click.UsageError("--quantized has a recipe of its own; leave out --recipe.")
-        pipe, recipe, ranks = _folder(quantized)
+        pipe, recipe, ranks = _folder(quantized, model)
         model = pipe.name
     else:
+        model = model or "sd21"
         pipe, ranks = architecture(model), None
     figures = report(pipe, recipe, size, ranks)
     head = {"model": model, "recipe": recipe.name if recipe else "W32A32", "size": size}
@@ -32,13 +35,13 @@ def cost(model, recipe, size, quantized) -> Told:
     return Told(head | figures | {"seconds": time.perf_counter() - start}, text=text)
 
 
-def _folder(folder) -> tuple:
+def _folder(folder, model) -> tuple:
     """The full-precision model, the recipe, and the ranks of the branches of a folder that `calibrate` wrote."""
     from ..analysis.layers import branch_ranks
     from ..quantization.place import QuantizedSR, unquantize
     from ..store.folder import load
 
-    q = load(folder)
+    q = load(folder, None if model is None else load(model))
     if not isinstance(q, QuantizedSR):
         raise ValueError(f"{folder} is a full-precision model; give it as --model.")
     return unquantize(q), q.recipe, branch_ranks(q)

@@ -76,8 +76,8 @@ class FrozenHalf:
 class Frozen:
     """What integer execution needs of a calibrated layer; `scale` and `shift` are (C,) or None, `bias` (Co,) or None.
 
-    halves: one or two, along the input channels; sizes: their channels.  What stays in float is `branch`, or None.
-    transform: what the input goes through where that is more than scale and shift, or None.
+    halves: one or two, along the input channels; sizes: their channels.  What stays in float is `branch`, or None;
+    `transform` is what the input goes through where that is more than scale and shift, or None.
     """
 
     halves: list[FrozenHalf]
@@ -93,8 +93,7 @@ class QuantLayer(Quantized):
     """A Linear or Conv2d with slots.
 
     Slots, all empty at first:
-        transform: `EquivalentTransform` of the input channels, or another with `scale`, `shift`, `of_weight` and
-            `ranges(padded)`, the natural range of what it makes for each activation quantizer.
+        transform: `EquivalentTransform` of the input channels, or another that has `ranges(padded)` of its output, too.
         act_quantizers, weight_quantizers: one `Quantizer`, or one for each half of the input channels.
         rounding: modules (W, step, base, bits) -> W on the grid, one per weight quantizer; nearest without.
         delta: a module without arguments -> (shape of W), added to the weight before it is quantized.
@@ -320,10 +319,8 @@ class QuantLayer(Quantized):
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The natural range of x~ for each activation quantizer; it follows the transform, gradients included."""
-        if not self._scaled:
-            return self.transform.ranges(self.padded)
         scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
-        return self._input_ranges(scale, shift)
+        return self._input_ranges(scale, shift) if self._scaled else self.transform.ranges(self.padded)
 
     def _input_ranges(self, scale: Tensor | None, shift: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         low, high = self.range.require(self.name)
@@ -368,6 +365,6 @@ class QuantLayer(Quantized):
             codes = ((self._round(i, half, *weight_range) - base) / step).round()
             zeros = (base / step).round(), (act_base / act_step).round()
             found.append(FrozenHalf(codes.to(torch.int32), step, zeros[0], act_step, zeros[1]))
-        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
-        other = None if self._scaled else self.transform
-        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch, other)
+        rest = None if self._scaled else self.transform
+        scale, shift = (None, None) if self.transform is rest else (self.transform.scale, self.transform.shift)
+        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch, rest)

@@ -172,6 +172,21 @@ def test_evaluate_and_cost(told, model, photos):
     assert result["seconds"] < 60 and told("cost", "--model", "tiny", "--size", 256)[1]["recipe"] == "W32A32"
 
 
+def test_the_cost_of_a_quantized_folder_has_its_branches(cli, told, model, photos, tmp_path):
+    folder = tmp_path / "branched"
+    asked = ("--images", photos, "--pairs", 1, "--size", 32, "--epochs", 1, "--method", "svdquant", "--recipe", "W4A4")
+    assert told("calibrate", "--model", model, *asked, "--out", folder)[0] == 0
+    code, ours, _ = told("cost", "--quantized", folder, "--model", model, "--size", 64)
+    plain = told("cost", "--model", model, "--recipe", "W4A4", "--size", 64)[1]
+    assert code == 0 and (ours["recipe"], ours["paper"]) == ("W4A4", plain["paper"])
+    branches = [layer.branch for layer in lab.load(folder, lab.load(model)).layers.values() if hasattr(layer, "branch")]
+    numbers = sum(b.up.numel() + b.down.numel() for b in branches if b is not None)
+    assert ours["exact"]["bytes"] - plain["exact"]["bytes"] == 2 * numbers > 0
+    assert ours["exact"]["bit_operations"] > plain["exact"]["bit_operations"]
+    code, _, err = cli("cost", "--quantized", folder, "--recipe", "W4A4")
+    assert code == 2 and "--quantized has a recipe of its own" in err
+
+
 def test_cost_and_measure_print_aligned_tables_of_the_numbers_that_json_has(cli, told, photos, tmp_path):
     result = told("cost", "--model", "tiny", "--recipe", "W6A6", "--size", 256)[1]
     code, out, _ = cli("cost", "--model", "tiny", "--recipe", "W6A6", "--size", 256)

@@ -97,6 +97,8 @@ def test_ranks_that_data_decided_are_saved_loaded_and_counted(calibrated, toy, f
     assert layer.alignment.offset.any() and not any(q.trim.any() for q in layer.weight_quantizers)
     low, high = layer.weight_quantizers[0].bounds(*layer.weight_ranges()[0])
     half = layer.weight_halves(layer.residual_weight())[0]
+    frozen = layer.frozen()
+    assert frozen.transform is layer.transform and frozen.scale is frozen.shift is None, "integers must ask for it"
     assert torch.equal(high.flatten(), half.flatten(1).amax(1)) and torch.equal(low.flatten(), half.flatten(1).amin(1))
 
 

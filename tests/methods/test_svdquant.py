@@ -5,7 +5,8 @@ import torch
 from filled import LAYERS, filled, relative
 
 from passionsr_lab.calibration.lowrank import LowRank, low_rank
-from passionsr_lab.methods.svdquant import SVDQuant, output_error, refine, smooth
+from passionsr_lab.calibration.searched import output_error, refine, smooth
+from passionsr_lab.methods.svdquant import SVDQuant
 from passionsr_lab.quantization.layer import mode
 
 
