@@ -121,7 +121,7 @@ parity.round(2)
 # %%
 found, pair = outputs[PICTURE], tests[PICTURE]
 difference = (8 * (found["deployed"] - found["simulated"]) + 0.5).clamp(0, 1)
-images = {"HR": pair.hr, **found, "deployed - simulated, x 8": difference}
+images = {"HR": pair.hr, **found, "difference x 8": difference}
 shown = {name: psnr_rgb(image, found["simulated"]) for name, image in images.items() if name in found}
 scores = {name: "" if name not in shown or name == "simulated" else f"{shown[name]:.1f} dB" for name in images}
 caption = {"model": MODEL, "method": METHOD, "bits": RECIPE, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS}

@@ -88,7 +88,7 @@ def write(folder: Path, parts: dict[str, Part], description: dict) -> dict:
     sizes = {file: (folder / file).stat().st_size for file in files}
     description = {"format": FORMAT, **description, "networks": networks, "files": files, "sizes": sizes}
     write_json(folder / DESCRIPTION, description | {"digest": _digest(description)})
-    return description
+    return description | {"sizes": sizes | {DESCRIPTION: (folder / DESCRIPTION).stat().st_size}}
 
 
 def read(folder: Path) -> tuple[dict, dict[str, Part]]:

@@ -85,7 +85,7 @@ def test_the_files_take_their_bits_and_codes_come_back_bit_by_bit(calibrated, de
         found = sum(part["bytes"]["codes"] for part in report["networks"].values())
         assert bits <= 8 * found < bits + 8 * 100
         sizes = report["sizes"]
-        assert sizes == {file: (folder / file).stat().st_size for file in sizes} and len(sizes) == 6
+        assert sizes == {file: (folder / file).stat().st_size for file in sizes} and len(sizes) == 7
         weights = (*pipe.unet.parameters(), *pipe.vae.parameters())
         assert report["float32_bytes"] == 4 * sum(p.numel() for p in weights)
 
