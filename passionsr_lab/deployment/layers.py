@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..methods.svdquant import LowRank
+from ..calibration.lowrank import LowRank
 from ..quantization.layer import Frozen, FrozenHalf, QuantLayer
 from ..quantization.recipe import LayerRecipe
 from .emitter import Codes, Emitter, Row

@@ -75,6 +75,11 @@ class OfficialTransform(nn.Module):
         shape[dim] = -1
         return (x - self.shift.view(shape)) / self.scale.view(shape)
 
+    def of_weight(self, weight: Tensor, groups: int = 1) -> Tensor:
+        """W~: every input channel of a weight (Co, C / groups, ...) times its scale."""
+        scale = self.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
+
 
 class OfficialLayer(QuantLayer):
     """y = Q(x~) * Q(W~) + Q(b) + W offset, with zeros as padding of Q(x~) and of the offset.

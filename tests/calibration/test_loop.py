@@ -287,7 +287,6 @@ def test_impossible_requests_are_refused_in_one_sentence(pipe, pairs, begin):
         (lambda: Stage("vae", ("bounds",)), "segment is one of"), (lambda: Stage("unet", "bounds"), "tuple of tags"),
         (lambda: Stage("unet", ("bounds",), upstream="real"), "'quantized' or 'float'"),
         (lambda: Stage("all", ("bounds",), blocks="*"), "names their segment"),
-        (lambda: Stage("unet", ("bounds",), blocks="*", losses=(Loss(at="image"),)), "at the blocks' outputs"),
         (lambda: Loss("cubes"), "a distance of squares, absolute"), (lambda: Loss(at="end"), "'output' or 'image'"),
         (lambda: one(Stage("unet", ("low",))), "gives no learning rate"), (lambda: one(observe="now"), "'now'"),
     ):  # fmt: skip

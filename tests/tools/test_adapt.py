@@ -50,7 +50,7 @@ def test_a_variant_begins_with_the_features_of_the_old_timestep_and_near_its_lat
     torch.testing.assert_close(features, begun._entering(z), rtol=1e-4, atol=1e-4)
     variant = Adapting(photographs, 249, 0, str(folder), SHORT).merged()
     old, new = begun.base.denoise(z), variant.denoise(z)
-    assert (new - old).std() < 0.1 * old.std()
+    assert (new - old).std() < 0.2 * old.std()
 
 
 def test_training_changes_adapters_only_and_the_seed_decides(adapted, begun, photographs):
