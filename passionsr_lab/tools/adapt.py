@@ -2,7 +2,7 @@
 
 QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  The prediction n of the model it starts
 from says z_H = (z - s n) / sqrt(a); at the new timestep the network must predict (z - sqrt(a') z_H) / s' instead, which
-at t = 1 is nearly all residual.  It begins a few hundredths of a dB from the old model: an adapter of rank 1 tells the
+at t = 1 is nearly all residual.  It begins near the old model: an adapter of rank 1 tells the
 time embedding the old timestep, exactly; two groups of channels of the last block, those that count least, carry z to
 conv_out (`train.Carriers`); and conv_out is the one that gives the new noise with the least squared error.
 """
