@@ -26,6 +26,7 @@ from ..deployment.folder import NETWORKS, Part
 from ..deployment.pipeline import EMIT, deploy, ends, load_deployed, save_onnx
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair, bundled
+from ..imaging.psnr import sqnr
 from ..methods import calibrate
 from ..pipeline.onestep import OneStepSR
 from ..quantization.place import QuantizedSR, quantize
@@ -138,11 +139,11 @@ def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, fold
     seconds = {route: statistics.median(found) for route, found in times.items()}
     floats = [route for route in routes if route not in ("deployed", "openvino bfloat16")]
     simulated, plain = torch_route(name, q)(x), outputs["torch"]
-    close = {route: _decibels(y, plain) for route, y in outputs.items() if route not in ("torch", "deployed")}
+    close = {route: sqnr(y, plain) for route, y in outputs.items() if route not in ("torch", "deployed")}
     return {
         "step": "network", "network": name, "input": list(x.shape), "seconds": seconds, "times": times,
         "base": min(floats, key=seconds.__getitem__),
-        "decibels": {"deployed to simulated": _decibels(outputs["deployed"], simulated)},
+        "decibels": {"deployed to simulated": sqnr(outputs["deployed"], simulated)},
         "decibels_to_torch": close,
     }  # fmt: skip
 
@@ -194,8 +195,3 @@ def torch_route(name: str, pipe: OneStepSR | QuantizedSR) -> Run:
     if name == "unet":
         return pipe.noise
     return (lambda x: pipe.encode(x) / factor) if name == "encoder" else (lambda z: pipe.decode(z * factor))
-
-
-def _decibels(ours: Tensor, expected: Tensor) -> float:
-    error = (ours - expected).square().mean().clamp_min(1e-30)
-    return (10 * torch.log10(expected.square().mean() / error)).item()

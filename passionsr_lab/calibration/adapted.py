@@ -8,7 +8,7 @@ import torch
 
 from ..quantization.filling import LET
 from ..quantization.layer import Quantized, QuantLayer
-from .lowrank import LoRA, LowRank, rank_of
+from .lowrank import LoRA, LowRank, least_side, rank_of
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,20 @@ class Adapted(LET):
         if self.branch:
             layer.branch = LowRank(layer, rank_of(layer, self.branch), trained=True).to(device)
         if self.lora:
-            least = min(len(layer.layer.weight), layer.layer.weight[0].numel())
-            layer.delta = LoRA(layer, max(1, round(self.lora * least))).to(device)
+            layer.delta = LoRA(layer, max(1, round(self.lora * least_side(layer)))).to(device)
 
     @torch.no_grad()
     def start(self, layer: Quantized) -> None:
         super().start(layer)
-        if isinstance(layer, QuantLayer) and layer.branch is not None:
-            layer.branch.fit(layer.transformed_weight())
+        if not isinstance(layer, QuantLayer):
+            return
+        self.factor(layer)
+        if layer.branch is not None:
             layer.branch.balance()
-        if isinstance(layer, QuantLayer) and layer.delta is not None:
+        if layer.delta is not None:
             layer.delta.start()
+
+    def factor(self, layer: QuantLayer) -> None:
+        """Gives the branch, if there is one, what it begins with."""
+        if layer.branch is not None:
+            layer.branch.fit(layer.transformed_weight())

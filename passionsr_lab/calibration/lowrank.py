@@ -109,8 +109,7 @@ class LoRA(Slot):
         layer = self.layer[0]
         draw = torch.Generator().manual_seed(zlib.crc32(layer.name.encode()))
         self.down.copy_((2 * torch.rand(self.down.shape, generator=draw) - 1) / self.down.shape[1] ** 0.5)
-        steps = [q.grid(*ends)[0].mean() for q, ends in zip(layer.weight_quantizers, layer.weight_ranges())]
-        self.mean_step.copy_(torch.stack(steps).mean())
+        self.mean_step.copy_(mean_step(layer))
 
     def forward(self) -> Tensor:
         """The difference, of the weight's shape."""
@@ -122,11 +121,21 @@ def rank_of(layer: QuantLayer, share: float) -> int:
 
     None is more than that side, a share of 0 is none, and a layer with groups has none: it has no such matrix.
     """
-    weight, rank = layer.layer.weight, layer.setting.rank
+    least, rank = least_side(layer), layer.setting.rank
     if layer.conv and layer.layer.groups > 1:
         return 0
-    least = min(len(weight), weight[0].numel())
     return min(rank, least) if rank is not None else max(1, round(share * least)) if share else 0
+
+
+def least_side(layer: QuantLayer) -> int:
+    """The smaller side of its (Co, C kh kw) weight."""
+    return min(len(layer.layer.weight), layer.layer.weight[0].numel())
+
+
+def mean_step(layer: QuantLayer) -> Tensor:
+    """The mean of its weight quantizers' mean steps; they have started."""
+    steps = [q.grid(*ends)[0].mean() for q, ends in zip(layer.weight_quantizers, layer.weight_ranges())]
+    return torch.stack(steps).mean()
 
 
 def low_rank(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -44,32 +44,29 @@ def _fullsize(recipe, size, crop, device, bfloat16, **_) -> Told:
 
 def _calibrate(recipe, rounds, report, **_) -> Told:
     from ..bench import calibrate as benchmark
-    from ..util.files import require_plain, write_json
 
-    if report:
-        require_plain(report)
-    records = []
-    for record in benchmark.calibrate(benchmark.Steps(recipe or "W6A6", rounds=rounds or 9)):
-        records.append(record)
-        live(_line(record))
-    result = {"ratios": records[-1]["ratios"], "memory_ratios": records[-1]["memory_ratios"], "records": records[:-1]}
-    if report:
-        write_json(report, result)
-    return Told(result, text="")
+    settings = benchmark.Steps(recipe or "W6A6", rounds=rounds or 9)
+    return _reported(benchmark.calibrate(settings), ("ratios", "memory_ratios"), report)
 
 
 def _deploy(recipe, size, rounds, report, model, method, threads, compiled, **_) -> Told:
     from ..bench import deploy as benchmark
+
+    settings = benchmark.Deploying(model, recipe or "W8A8", method, size, rounds or 5, threads, compiled)
+    return _reported(benchmark.deploying(settings), ("ratios",), report)
+
+
+def _reported(records, ends: tuple[str, ...], report) -> Told:
+    """Shows records as they come; the last one has the `ends`, the others are the raw medians."""
     from ..util.files import require_plain, write_json
 
     if report:
         require_plain(report)
-    records = []
-    settings = benchmark.Deploying(model, recipe or "W8A8", method, size, rounds or 5, threads, compiled)
-    for record in benchmark.deploying(settings):
-        records.append(record)
-        live(_line({k: v for k, v in record.items() if k != "times"}))
-    result = {"ratios": records[-1]["ratios"], "records": records[:-1]}
+    found = []
+    for record in records:
+        found.append(record)
+        live(_line({key: value for key, value in record.items() if key != "times"}))
+    result = {key: found[-1][key] for key in ends} | {"records": found[:-1]}
     if report:
         write_json(report, result)
     return Told(result, text="")

@@ -16,10 +16,10 @@ from .options import COUNT, FILE, JOBS, MODEL, NAMES, STORE, workers
 @click.option("--pairs", default=16, type=COUNT, help="pairs of 64 pixels to calibrate on")
 @STORE
 @JOBS
-@click.option("--csv", type=FILE, help="also write the table there, and every run beside it (NAME_runs.csv)")
+@click.option("--csv", type=FILE, help="also write the table there, and beside it NAME_runs and NAME_differences")
 def compare(model, recipes, methods, seeds, epochs, pairs, store, jobs, csv) -> Told:
     """A stopped comparison goes on where it was."""
-    from ..evaluation.sweep import grid, summary, sweep
+    from ..evaluation.sweep import differences, grid, summary, sweep
     from ..evaluation.tables import write_csv
 
     work = grid(model=[model], recipe=recipes, method=methods, seed=range(seeds), epochs=[epochs], pairs=[pairs])
@@ -28,7 +28,7 @@ def compare(model, recipes, methods, seeds, epochs, pairs, store, jobs, csv) -> 
         frame = sweep(work, store, executor, callback=lambda row: next(bar, None))
     table = summary(frame)
     if csv:
-        for file, content in ((csv, table), (csv.with_name(f"{csv.stem}_runs.csv"), frame)):
-            write_csv(content, file)
+        for end, content in (("", table), ("_runs", frame), ("_differences", differences(frame))):
+            write_csv(content, csv.with_name(f"{csv.stem}{end}{csv.suffix}") if end else csv)
     text = table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
     return Told({"runs": frame.to_dict("records")}, text=text)

@@ -38,12 +38,10 @@ def cost(model, recipe, size, quantized) -> Told:
 def _folder(folder, model) -> tuple:
     """The full-precision model, the recipe, and the ranks of the branches of a folder that `calibrate` wrote."""
     from ..analysis.layers import branch_ranks
-    from ..quantization.place import QuantizedSR, unquantize
-    from ..store.folder import load
+    from ..quantization.place import unquantize
+    from ..store.folder import load, load_quantized
 
-    q = load(folder, None if model is None else load(model))
-    if not isinstance(q, QuantizedSR):
-        raise ValueError(f"{folder} is a full-precision model; give it as --model.")
+    q = load_quantized(folder, None if model is None else load(model))
     return unquantize(q), q.recipe, branch_ranks(q)
 
 

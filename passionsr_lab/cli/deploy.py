@@ -1,7 +1,5 @@
 """`deploy`: a calibrated model into a folder of integers that an engine runs."""
 
-from pathlib import Path
-
 import click
 
 from .common import Told, command
@@ -22,18 +20,11 @@ SHOWN = ("encoder", "unet", "decoder")
 def deploy(model, quantized, out, backend, onnx) -> Told:
     """`upscale --deployed` runs it.  Fewer than 8 bits are stored as such and computed in 8-bit containers."""
     from ..deployment.pipeline import deploy as write
-    from ..store.folder import load
+    from ..store.folder import load, load_quantized
 
-    report = write(_calibrated(load, model, quantized), out, backend, onnx)
+    report = write(load_quantized(quantized, load(model)), out, backend, onnx)
     result = summary(report) | {"backend": backend, "out": str(out), "rows": report["rows"]}
     return Told(result, text=_text(result))
-
-
-def _calibrated(load, model: str, quantized: Path):
-    q = load(quantized, load(model))
-    if q.__class__.__name__ != "QuantizedSR":
-        raise ValueError(f"{quantized} is a full-precision model; give a folder that `calibrate` wrote.")
-    return q
 
 
 def summary(report: dict) -> dict:

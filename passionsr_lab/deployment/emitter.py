@@ -48,13 +48,9 @@ class Codes:
     bits: int
     move: Tensor
 
-    def whole(self) -> Tensor:
-        """int8, as the graph takes it: (Co, Ci, kh, kw), or (Ci, Co) of a Linear."""
-        return whole_of(self.codes, self.move)
-
 
 def whole_of(codes: Tensor, move: Tensor) -> Tensor:
-    """code + move as int8; of a Linear (Co, Ci) transposed, as products take it."""
+    """code + move as int8: (Co, Ci, kh, kw), or of a Linear (Ci, Co), as products take it."""
     found = (codes.to(torch.int16) + move.view(-1, *[1] * (codes.ndim - 1))).to(torch.int8)
     return found.t().contiguous() if found.ndim == 2 else found
 

@@ -175,3 +175,21 @@ def summary(frame):
     table = pd.concat([pd.DataFrame([full]), table], ignore_index=True)
     table["peak_gb"] = table.pop("peak_bytes") / 1e9
     return table
+
+
+def differences(frame):
+    """Mean differences of PSNR to full precision (dB) between methods, paired by seed, with half a 95 % interval of t.
+
+    Columns: recipe, method, other, difference (method minus other), half_width (NaN of one seed), seeds.
+    """
+    import pandas as pd
+    from scipy.stats import t
+
+    rows = []
+    for recipe, runs in frame.groupby("recipe", sort=False):
+        scores = runs.pivot(index="seed", columns="method", values="psnr_fp")
+        for other, method in itertools.combinations(runs.method.unique(), 2):
+            gaps = (scores[method] - scores[other]).dropna()
+            half = t.ppf(0.975, len(gaps) - 1) * gaps.sem() if len(gaps) > 1 else float("nan")
+            rows.append((recipe, method, other, gaps.mean(), half, len(gaps)))
+    return pd.DataFrame(rows, columns=["recipe", "method", "other", "difference", "half_width", "seeds"])

@@ -10,9 +10,9 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..pipeline.lora import ALPHA, LoRA
+from ..pipeline.lora import ALPHA, LoRA, require_complete
 from ..util import checkpoint
 
 UNUSED = "default_decoder"  # an adapter of the VAE in PassionSR's copy
@@ -53,26 +53,9 @@ def lora_of(content: dict, what: str = "The dictionary") -> tuple[LoRA, LoRA]:
     found = LoRA(take(int, "rank_unet"), unet, tensors[0]), LoRA(take(int, "rank_vae"), vae, used)
     if rest:
         raise ValueError(f"{what} has an entry {min(map(str, rest))!r} that OSEDiff's file does not have.")
-    _require_complete(found[0], f"{what}, unet", {"conv_in.base_layer.weight", "conv_in.base_layer.bias"})
-    _require_complete(found[1], f"{what}, vae", set())
+    require_complete(found[0], f"{what}, unet", {"conv_in.base_layer.weight", "conv_in.base_layer.bias"})
+    require_complete(found[1], f"{what}, vae", set())
     return found
-
-
-def _require_complete(lora: LoRA, what: str, replaced: set[str]) -> None:
-    """Raises unless the tensors are exactly those that the lists of layers ask for, and finite numbers."""
-    layers = [layer for adapter in lora.modules.values() for layer in adapter]
-    if twice := [layer for layer in layers if layers.count(layer) > 1]:
-        raise ValueError(f"{what}: {twice[0]} is in two adapters.")
-    wanted = {f"{m}.lora_{side}.{name}.weight" for name, ms in lora.modules.items() for m in ms for side in "AB"}
-    wanted |= replaced
-    if missing := wanted - lora.tensors.keys():
-        raise ValueError(f"{what}: there is no {min(missing)} ({len(missing)} tensors are missing).")
-    if left := lora.tensors.keys() - wanted:
-        raise ValueError(f"{what}: {min(left)} belongs to no listed layer ({len(left)} tensors are left over).")
-    for name, tensor in lora.tensors.items():
-        numbers = isinstance(tensor, Tensor) and tensor.is_floating_point()
-        if not numbers or not tensor.isfinite().all():
-            raise ValueError(f"{what}: {name} has values that are not finite numbers; the file is damaged.")
 
 
 def attach(network: nn.Module, lora: LoRA) -> None:

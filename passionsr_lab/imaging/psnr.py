@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -40,3 +41,8 @@ def _decibels(x: Tensor, y: Tensor, of: Callable[[Tensor], Tensor]) -> float:
     if x.shape != y.shape:
         raise ValueError(f"Images of one size are compared, not {tuple(x.shape)} and {tuple(y.shape)}.")
     return -10 * torch.log10((of(x.double()) - of(y.double())).square().mean().clamp_min(1e-10)).item()
+
+
+def sqnr(x: Tensor, of: Tensor) -> float:
+    """10 log10 of the energy of `of` over that of the error x - of, in dB; of any shape, errors from 1e-30 on."""
+    return 10 * math.log10(of.square().mean().item() / max((x - of).square().mean().item(), 1e-30))

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from ..calibration.adapted import Adapted
 from ..calibration.method import Loss, Method, Stage
 from ..calibration.searched import InputCrops, search
@@ -50,14 +48,9 @@ class Best(Adapted):
         if isinstance(layer, QuantLayer) and layer.delta is not None:
             layer.range.watch = InputCrops(layer)
 
-    @torch.no_grad()
-    def start(self, layer: Quantized) -> None:
-        super().start(layer)
-        if isinstance(layer, QuantLayer) and layer.delta is not None:
+    def factor(self, layer: QuantLayer) -> None:
+        if layer.delta is not None:
             search(layer, self.candidates, self.rounds)
-            if layer.branch is not None:
-                layer.branch.balance()
-            layer.delta.start()
 
 
 def stages(tags: tuple[str, ...]) -> tuple[Stage, ...]:

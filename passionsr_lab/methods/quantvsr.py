@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..calibration.lowrank import LowRank
+from ..calibration.lowrank import LowRank, least_side, mean_step
 from ..calibration.method import Method, Stage
 from ..calibration.rotation import Rotation
 from ..quantization.filling import Slots
@@ -145,9 +145,9 @@ class QuantVSR(Slots):
             own = by_energy({n: layer.layer.weight.flatten(1) for n, layer in found.items()}, complexity, self.budget)
         else:
             votes = by_vote(complexity, self.rule == "vote")
-            own = {n: max(1, round(votes[n] / WIDTH * _least(layer))) for n, layer in found.items()}
+            own = {n: max(1, round(votes[n] / WIDTH * least_side(layer))) for n, layer in found.items()}
         for name, layer in found.items():
-            layer.branch.resize(min(_least(layer), own[name] if asked[name] is None else asked[name]))
+            layer.branch.resize(min(least_side(layer), own[name] if asked[name] is None else asked[name]))
         super().start_all(layers)
 
     @torch.no_grad()
@@ -156,9 +156,8 @@ class QuantVSR(Slots):
             layer.range.watch = None
             layer.branch.fit(layer.transformed_weight())
             layer.branch.balance()
-            steps = [q.grid(*ends)[0].mean() for q, ends in zip(layer.weight_quantizers, layer.weight_ranges())]
             reach = layer.range.amax.mean() * layer.layer.weight[0].numel() ** 0.5
-            layer.alignment.unit.copy_((torch.stack(steps).mean() * reach / 4).clamp_min(1e-8))
+            layer.alignment.unit.copy_((mean_step(layer) * reach / 4).clamp_min(1e-8))
 
 
 def by_vote(complexity: Mapping[str, Sequence[float]], literal: bool) -> dict[str, int]:
@@ -200,11 +199,6 @@ def by_energy(
             break
         ranks[name], left = ranks[name] + 1, left - cost
     return ranks
-
-
-def _least(layer: QuantLayer) -> int:
-    """The smaller side of its (Co, C kh kw) weight."""
-    return min(len(layer.layer.weight), layer.layer.weight[0].numel())
 
 
 REFINED = ("branch", "bounds")

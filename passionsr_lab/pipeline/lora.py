@@ -37,6 +37,26 @@ class LoRA:
         return {key.replace(".base_layer.", "."): t for key, t in self.tensors.items() if ".base_layer." in key}
 
 
+def require_complete(lora: LoRA, what: str, replaced: set[str]) -> None:
+    """`ValueError` unless the tensors are exactly those that the lists of layers ask for, and finite numbers.
+
+    replaced: the names of tensors that take a weight's place.
+    """
+    layers = [layer for adapter in lora.modules.values() for layer in adapter]
+    if twice := [layer for layer in layers if layers.count(layer) > 1]:
+        raise ValueError(f"{what}: {twice[0]} is in two adapters.")
+    wanted = {f"{m}.lora_{side}.{name}.weight" for name, ms in lora.modules.items() for m in ms for side in "AB"}
+    wanted |= replaced
+    if missing := wanted - lora.tensors.keys():
+        raise ValueError(f"{what}: there is no {min(missing)} ({len(missing)} tensors are missing).")
+    if left := lora.tensors.keys() - wanted:
+        raise ValueError(f"{what}: {min(left)} belongs to no listed layer ({len(left)} tensors are left over).")
+    for name, tensor in lora.tensors.items():
+        numbers = isinstance(tensor, Tensor) and tensor.is_floating_point()
+        if not numbers or not tensor.isfinite().all():
+            raise ValueError(f"{what}: {name} has values that are not finite numbers; the file is damaged.")
+
+
 def delta(a: Tensor, b: Tensor, alpha: float = ALPHA) -> Tensor:
     """(alpha / r) BA as a layer's weight: A (r, in, ...), B (out, r, ...) -> (out, in, ...).
 

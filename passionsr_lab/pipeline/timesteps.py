@@ -16,7 +16,7 @@ from torch import Tensor
 from ..util.checkpoint import read_checkpoint
 from ..util.files import write_tensors
 from .identity import fingerprint
-from .lora import LoRA, merge
+from .lora import LoRA, merge, require_complete
 from .onestep import OneStepSR
 
 ADAPTER = "timestep"  # its name in the names of tensors
@@ -70,15 +70,10 @@ def adapt(pipe: OneStepSR, folder: str | Path, timestep: int) -> None:
 
 
 def _lora(tensors: dict[str, Tensor], file: Path) -> LoRA:
-    downs = {name.partition(".lora_A.")[0]: t for name, t in tensors.items() if f".lora_A.{ADAPTER}." in name}
-    wanted = {f"{layer}.lora_{side}.{ADAPTER}.weight" for layer in downs for side in "AB"}
-    wanted |= {name for name in tensors if ".base_layer." in name}
-    if not downs or tensors.keys() != wanted:
-        raise ValueError(f"{file} is not an adapter: {min(tensors.keys() ^ wanted, default='LoRA')} is out of place.")
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{file}: {name} has values that are not finite numbers; the file is damaged.")
-    ranks = {len(t) for t in downs.values()}
-    if len(ranks) > 1:
-        raise ValueError(f"{file} has adapters of ranks {min(ranks)} and {max(ranks)}; one adapter has one rank.")
-    return LoRA(ranks.pop(), {ADAPTER: tuple(sorted(downs))}, tensors)
+    end = f".lora_A.{ADAPTER}.weight"
+    downs = {name.removesuffix(end): tensor for name, tensor in tensors.items() if name.endswith(end)}
+    if not downs:
+        raise ValueError(f"{file} is not an adapter: there is no {end[1:]} in it.")
+    found = LoRA(len(next(iter(downs.values()))), {ADAPTER: tuple(sorted(downs))}, tensors)
+    require_complete(found, str(file), {name for name in tensors if ".base_layer." in name})
+    return found

@@ -7,8 +7,7 @@ from typing import Sequence
 
 from ..fullsize.sd21 import sd21
 from ..official import released as official
-from ..quantization.place import QuantizedSR
-from .folder import load, save
+from .folder import load, load_quantized, save
 
 ARCHITECTURE = "sd21"
 
@@ -41,8 +40,6 @@ def export_folder(folders: Sequence[Path], model: str, out: Path) -> dict:
         raise ValueError(
             "Released files hold the model's norms; give the folder of a model with its weights as --model."
         )
-    quantized = load(folders[0], load(model))
-    if not isinstance(quantized, QuantizedSR):
-        raise ValueError(f"{folders[0]} is a full-precision model; give a folder that `calibrate` or `convert` wrote.")
+    quantized = load_quantized(folders[0], load(model))
     told = official.save_released(quantized, out)
     return {"model": quantized.name, "recipe": quantized.recipe.name, "out": str(out), **told}

@@ -18,7 +18,7 @@ from ..fullsize.load import load_model
 from ..methods import find
 from ..official.norms import differing_norms, norms
 from ..pipeline.identity import SHAPES, fingerprint
-from ..pipeline.onestep import OneStepSR
+from ..pipeline.onestep import CONFIG, OneStepSR
 from ..quantization.place import QuantizedSR, quantize, unquantize
 from ..quantization.recipe import Recipe
 from ..util.checkpoint import read_checkpoint
@@ -104,6 +104,8 @@ def load(
 
 def load_quantized(folder: Path, pipe: OneStepSR | None = None, method: Method | None = None) -> QuantizedSR:
     """What `load` does with a folder of quantization tensors; `method` is for one that is not registered."""
+    if (folder / CONFIG).is_file() and not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"{folder} is a full-precision model; give a folder that `calibrate` or `convert` wrote.")
     description, recipe, method, tensors = _read(folder, method)
     name, mark = description["model"], description["fingerprint"]
     try:

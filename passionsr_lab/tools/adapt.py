@@ -64,9 +64,8 @@ class Adapting:
         rates = [group["lr"] for group in optimizer.param_groups]
         for step in range(self.phase.steps):
             begun = time.perf_counter()
-            decay = 0.5 * (1 + math.cos(math.pi * step / self.phase.horizon)) * min(1, (step + 1) / self.phase.warm)
             for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * decay
+                group["lr"] = rate * (self.phase.cosine(step) * self.phase.warming(step))
             lr, hr = self.crops.batch(self.phase, self.rng)
             loss = reconstruction_loss(self._restore(self.pipe.prepare(lr)), hr * 2 - 1, self.phase)
             optimizer.zero_grad()
@@ -157,13 +156,10 @@ class Adapting:
         into = unet.conv_in.weight.double().flatten(1)  # (96, 72): the patch comes back out of it, its centre is z
         z = torch.linalg.pinv(into).view(latents, 9, -1)[:, 4].float()  # (8, 96)
         shortcut, bias = (self.tensors[f"{LAST}.conv_shortcut{BASE}{kind}"] for kind in ("weight", "bias"))
-        shortcut[carriers.rows] = bias[carriers.rows] = 0
-        for rows, sign in ((carriers.plus, 1), (carriers.minus, -1)):
-            shortcut[rows, -width:, 0, 0] = sign * z
-            bias[rows] = -sign * z @ unet.conv_in.bias
+        signals = F.pad(z, (shortcut.shape[1] - width, 0))  # the skip connection is the last part of the input
+        carriers.write(shortcut, bias, signals, -z @ unet.conv_in.bias)
         for kind in ("weight", "bias"):
             self.tensors[f"{LAST}.conv2{BASE}{kind}"][carriers.rows] = 0
-        bias[carriers.anchors] = carriers.anchor * torch.tensor([1.0, -1.0]).repeat(len(carriers.anchors) // 2)
         self.tensors[f"conv_norm_out{BASE}weight"][carriers.rows] = carriers.norm
         self.tensors[f"conv_norm_out{BASE}bias"][carriers.rows] = 0
 

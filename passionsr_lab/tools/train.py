@@ -56,6 +56,14 @@ class Phase:
     prompted: float = 0.5
     warm: int = 100
 
+    def cosine(self, position: int) -> float:
+        """From 1 at the first step to 0 at the horizon."""
+        return 0.5 * (1 + math.cos(math.pi * position / self.horizon))
+
+    def warming(self, position: int) -> float:
+        """Up to 1 over the first steps."""
+        return min(1.0, (position + 1) / self.warm)
+
 
 PHASES = (
     Phase("absolute errors", 2400, 128, 4, 5e-4, 3e-4, horizon=3000),
@@ -129,12 +137,15 @@ class Carriers:
 
     def enter(self, shortcut: nn.Conv2d, offset: int = 0) -> None:
         """The 1x1 convolution writes its inputs offset, offset + 1, ... as pairs, and the anchors."""
-        shortcut.weight[self.rows] = 0
-        shortcut.bias[self.rows] = 0
-        for i, (plus, minus) in enumerate(zip(self.plus, self.minus)):
-            shortcut.weight[plus, offset + i] = 1
-            shortcut.weight[minus, offset + i] = -1
-        shortcut.bias[self.anchors] = self.anchor * torch.tensor([1.0, -1.0]).repeat(len(self.anchors) // 2)
+        signals = torch.eye(shortcut.in_channels)[offset : offset + len(self.plus)]
+        self.write(shortcut.weight, shortcut.bias, signals, torch.zeros(len(signals)))
+
+    def write(self, weight: Tensor, bias: Tensor, signals: Tensor, added: Tensor) -> None:
+        """The same into a 1x1 convolution's parameters: `signals` (count, C) of its inputs, plus `added` (count,)."""
+        weight[self.rows] = bias[self.rows] = 0
+        weight[self.plus], weight[self.minus] = signals[..., None, None], -signals[..., None, None]
+        bias[self.plus], bias[self.minus] = added, -added
+        bias[self.anchors] = self.anchor * torch.tensor([1.0, -1.0]).repeat(len(self.anchors) // 2)
 
     def leave(self, norm: nn.GroupNorm, conv: nn.Conv2d, gain: float = 1.0) -> None:
         """Norm, SiLU and convolution give the signals back, times `gain`, as the first output channels."""
@@ -299,8 +310,7 @@ class Training:
         raise StopIteration
 
     def _train_step(self, phase: Phase, position: int) -> float:
-        decay = 0.5 * (1 + math.cos(math.pi * position / phase.horizon)) * 0.95 + 0.05
-        warm = min(1.0, (position + 1) / phase.warm)
+        decay, warm = phase.cosine(position) * 0.95 + 0.05, phase.warming(position)
         rates = phase.lr_vae, phase.lr_unet, CONDITION_RATE * phase.lr_unet
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate * decay * warm

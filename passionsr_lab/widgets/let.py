@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import plots
+from ..imaging.psnr import sqnr
 from ..quantization.filling import LET, Slots
 from ..quantization.layer import QuantLayer
 from ..quantization.recipe import LayerRecipe
@@ -42,11 +42,7 @@ def let_errors(layer: nn.Linear | nn.Conv2d, x: Tensor, alpha: float | None, bit
     low = own.quantized_input(x), own.quantized_weight()
     y = own.operate(*plain, own.bias()).double()
     pairs = {"activation": (low[0], plain[1]), "weight": (plain[0], low[1]), "both": low}
-    return {f"{key}_db": _sqnr(y, own.operate(*pair, own.bias())) for key, pair in pairs.items()}
-
-
-def _sqnr(y: Tensor, other: Tensor) -> float:
-    return 10 * math.log10(y.square().mean().item() / max((other - y).square().mean().item(), 1e-30))
+    return {f"{key}_db": sqnr(own.operate(*pair, own.bias()), y) for key, pair in pairs.items()}
 
 
 def let_sweep(layer: nn.Linear | nn.Conv2d, x: Tensor, bits: int = 4, points: int = 11):

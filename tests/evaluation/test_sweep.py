@@ -8,7 +8,7 @@ import pytest
 
 import passionsr_lab as lab
 from passionsr_lab.evaluation import sweep as module
-from passionsr_lab.evaluation.sweep import DEFAULTS, grid, run, summary, sweep
+from passionsr_lab.evaluation.sweep import DEFAULTS, differences, grid, run, summary, sweep
 from passionsr_lab.imaging.psnr import psnr_rgb
 
 SMALL = {"epochs": [1], "pairs": [2], "size": [32], "test_pairs": [2], "test_size": [32], "batch": [2]}
@@ -44,6 +44,14 @@ def test_results_come_in_the_order_of_the_table_on_any_executor(table):
     means = summary(frame)
     assert means.method.tolist() == ["full precision", *["maxmin", "let", "passionsr"] * 2]
     assert means.psnr_fp[1] == pytest.approx(2 * 6.05) and means.peak_gb[1] == 2 and means.seeds[1] == 2
+
+
+def test_differences_are_paired_by_seed_with_the_interval_of_t():
+    scores = {"a": (10.0, 13.0, 22.0), "b": (11.0, 15.0, 25.0)}
+    runs = [("W6A6", method, seed, value) for method in scores for seed, value in enumerate(scores[method])]
+    found = differences(pd.DataFrame(runs, columns=["recipe", "method", "seed", "psnr_fp"])).iloc[0]
+    assert (found.method, found.other, found.seeds, found.difference) == ("b", "a", 3, 2.0)
+    assert found.half_width == pytest.approx(4.3027 * 1 / 3**0.5, rel=1e-4)  # t of two degrees, gaps 1, 2, 3
 
 
 def test_a_failed_run_is_told_after_the_others_have_been_made():

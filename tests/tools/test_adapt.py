@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from passionsr_lab.imaging.pairs import photograph
-from passionsr_lab.imaging.pictures import to_image
 from passionsr_lab.pipeline.folder import load_pipeline
 from passionsr_lab.pipeline.identity import fingerprint
 from passionsr_lab.tools.adapt import PHASE, Adapting
@@ -19,14 +17,6 @@ SHORT = replace(PHASE, steps=2, horizon=2, crop=48, batch=2)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return new_model(0).half().save(tmp_path_factory.mktemp("models") / "model")
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photographs")
-    for i, name in enumerate(("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")):
-        to_image(photograph(name)[:, 40:168, 60:200]).save(folder / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from passionsr_lab.imaging.pairs import bundled, photograph
-from passionsr_lab.imaging.pictures import to_image, upsample
+from passionsr_lab.imaging.pairs import bundled
+from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_y
 from passionsr_lab.tools.train import RATIO, Carriers, Phase, Training, new_model
 
@@ -15,15 +15,6 @@ SHORT = (Phase("short", 3, 32, 2, 1e-4, 1e-4, horizon=3), Phase("shorter", 1, 64
 @pytest.fixture(scope="module")
 def start():
     return new_model(0)
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of four small photographs."""
-    folder = tmp_path_factory.mktemp("photographs")
-    for i, name in enumerate(("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg")):
-        to_image(photograph(name)[:, 40:168, 60:200]).save(folder / f"{i}.png")
-    return folder
 
 
 @torch.no_grad()
