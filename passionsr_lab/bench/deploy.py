@@ -13,8 +13,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -22,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deployment.engines import ENGINES, OpenVINO
-from ..deployment.folder import NETWORKS, Part
-from ..deployment.pipeline import EMIT, deploy, ends, load_deployed, save_onnx
+from ..deployment.folder import NETWORKS, Part, read
+from ..deployment.pipeline import EMIT, deploy, ends, engine, load_deployed, save_onnx
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair, bundled
 from ..imaging.psnr import sqnr
@@ -33,9 +35,11 @@ from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
 from ..util.extras import required
+from ..util.memory import Peak
 from .calibrate import machine
 
 Run = Callable[[Tensor], Tensor]
+DEPLOYED, MIXED, HALF = "deployed", "deployed, slower layers in float", "openvino bfloat16"  # routes that are no base
 NAMES = {"encoder": "vae_encoder", "unet": "unet", "decoder": "vae_decoder"}
 
 
@@ -46,7 +50,7 @@ class Deploying:
     model: "tiny", "sd21" (random weights) or a model folder; recipe, method: of the calibration, which here has two
     pairs and no steps where the method has none.
     size: edge of the restored image in pixels; rounds: of which medians are taken; threads: of every route.
-    compiled: whether torch.compile is tried; backend: of the deployed model.
+    compiled: whether torch.compile is tried; backend: of the deployed model; memory: whether peaks are measured.
     """
 
     model: str = "tiny"
@@ -57,6 +61,7 @@ class Deploying:
     threads: int = 1
     compiled: bool = True
     backend: str = "openvino"
+    memory: bool = True
     networks: tuple[str, ...] = NETWORKS
 
 
@@ -64,9 +69,11 @@ def deploying(options: Deploying) -> Iterator[dict]:
     """Runs the benchmark.
 
     Yields:
-        "machine"; "deploy" (sizes, and the layers that run in float here); per network "network" with the medians
-        `seconds` of all routes, the fastest float32 one as `base`, and `decibels` to the simulated model; and "ratios":
-        base over deployed of every network, and of the three's sum as `pipeline`.
+        "machine"; "deploy" (sizes, and the layers that run in float here); "memory", the peaks of new processes that
+        load the model and restore a picture; per network "network" with the medians `seconds` of all routes, the
+        fastest float32 one as `base`, `decibels` to the simulated model, and the layers that are `slower` in integers
+        on their own (seconds in integers and in float); and "ratios": base over deployed of every network, and of the
+        three's sum as `pipeline`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
@@ -75,9 +82,13 @@ def deploying(options: Deploying) -> Iterator[dict]:
         yield machine() | packages | {"precision": "f32", "clock": "processor" if options.threads == 1 else "wall"}
         with tempfile.TemporaryDirectory() as folder:
             q, pipe = _calibrated(options)
-            report = deploy(q, Path(folder) / "deployed", options.backend)
-            ready = load_deployed(Path(folder) / "deployed")
+            report = deploy(q, Path(folder) / DEPLOYED, options.backend)
+            ready = load_deployed(Path(folder) / DEPLOYED)
             yield _deployed(report, ready, options)
+            if options.memory:
+                yield {"step": "memory"} | {
+                    f"{kind}_bytes": _peak(kind, Path(folder), options) for kind in ("float32", DEPLOYED)
+                }
             found = []
             for name in options.networks:
                 found.append(_measured(name, pipe, q, ready, Path(folder), options))
@@ -89,14 +100,14 @@ def deploying(options: Deploying) -> Iterator[dict]:
 
 def ratios(found: list[dict]) -> dict[str, float]:
     """The fastest float32 route over the deployed one, and over what bfloat16 is there."""
-    result = {NAMES[row["network"]]: row["seconds"][row["base"]] / row["seconds"]["deployed"] for row in found}
-    routes = set.intersection(*(set(row["seconds"]) for row in found)) - {"deployed", "openvino bfloat16"}
+    result = {NAMES[row["network"]]: row["seconds"][row["base"]] / row["seconds"][DEPLOYED] for row in found}
+    routes = set.intersection(*(set(row["seconds"]) for row in found)) - {DEPLOYED, MIXED, HALF}
     if len(found) == len(NETWORKS):
-        totals = {route: sum(row["seconds"][route] for row in found) for route in (*routes, "deployed")}
-        result["pipeline"] = min(totals[route] for route in routes) / totals["deployed"]
-    if all("openvino bfloat16" in row["seconds"] for row in found):
-        half = sum(row["seconds"]["openvino bfloat16"] for row in found)
-        result["bfloat16"] = half / sum(row["seconds"]["deployed"] for row in found)
+        totals = {route: sum(row["seconds"][route] for row in found) for route in (*routes, DEPLOYED)}
+        result["pipeline"] = min(totals[route] for route in routes) / totals[DEPLOYED]
+    if all(HALF in row["seconds"] for row in found):
+        half = sum(row["seconds"][HALF] for row in found)
+        result["bfloat16"] = half / sum(row["seconds"][DEPLOYED] for row in found)
     return result
 
 
@@ -128,6 +139,13 @@ def _deployed(report: dict, ready: OneStepSR, options: Deploying) -> dict:
 def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict:
     x = _input(name, pipe, options)
     routes = _routes(name, pipe, ready, folder, options)
+    floats = [route for route in routes if route not in (DEPLOYED, HALF)]
+    slower = {}
+    if options.backend == "openvino":
+        slower = _slower(routes[DEPLOYED], routes["openvino"], x, options.rounds)
+    if slower:
+        grids = {f"{layer}.act" for layer in slower}
+        routes[MIXED] = engine(read(folder / DEPLOYED)[1][name], options.backend, grids)
     outputs = {route: run(x) for route, run in routes.items()}  # compiled, warm
     clock = time.process_time if options.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {route: [] for route in routes}
@@ -137,15 +155,40 @@ def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, fold
             run(x)
             times[route].append(clock() - start)
     seconds = {route: statistics.median(found) for route, found in times.items()}
-    floats = [route for route in routes if route not in ("deployed", "openvino bfloat16")]
     simulated, plain = torch_route(name, q)(x), outputs["torch"]
-    close = {route: sqnr(y, plain) for route, y in outputs.items() if route not in ("torch", "deployed")}
+    close = {route: sqnr(outputs[route], plain) for route in routes if route in (*floats, HALF) and route != "torch"}
     return {
         "step": "network", "network": name, "input": list(x.shape), "seconds": seconds, "times": times,
         "base": min(floats, key=seconds.__getitem__),
-        "decibels": {"deployed to simulated": sqnr(outputs["deployed"], simulated)},
-        "decibels_to_torch": close,
+        "decibels": {"deployed to simulated": sqnr(outputs[DEPLOYED], simulated)},
+        "decibels_to_torch": close, "slower": slower,
     }  # fmt: skip
+
+
+def _slower(integers: OpenVINO, floats: OpenVINO, x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """The layers whose convolution or product takes longer in integers, with its seconds there and in float."""
+    ours, theirs = (route.layer_seconds(x, rounds) for route in (integers, floats))
+    return {name: [ours[name], theirs[name]] for name in ours.keys() & theirs.keys() if ours[name] > theirs[name]}
+
+
+def _peak(kind: str, folder: Path, options: Deploying) -> int:
+    """The most memory that a new process holds while it loads a model and restores a picture."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_restoring, kind, folder / DEPLOYED, options).result()
+
+
+def _restoring(kind: str, folder: Path, options: Deploying) -> int:
+    torch.set_num_threads(options.threads)
+    with Peak() as peak:
+        pipe = (
+            load_deployed(folder)
+            if kind == DEPLOYED
+            else sd21("cpu")
+            if options.model == "sd21"
+            else load(options.model)
+        )
+        pipe(torch.rand(3, options.size // pipe.upscale, options.size // pipe.upscale))
+    return peak.bytes
 
 
 def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
@@ -164,7 +207,7 @@ def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
 
 def _routes(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict[str, Run]:
     """Every way to run one network; all take and give what the deployed graph does."""
-    routes = {"torch": torch_route(name, pipe), "deployed": ready.engines[name]}
+    routes = {"torch": torch_route(name, pipe), DEPLOYED: ready.engines[name]}
     last = _channels_last(name, pipe)
     routes["torch channels-last"] = lambda x: last(x.contiguous(memory_format=torch.channels_last))
     if options.compiled and shutil.which("g++"):
@@ -172,10 +215,10 @@ def _routes(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options:
     emitted = EMIT[name](pipe)
     file = folder / f"float_{name}.onnx"
     save_onnx(Part.of(emitted, emitted.graph.model(*ends(pipe, name))), file)
-    for engine, kind in ENGINES.items():
-        routes[engine] = kind(str(file))
+    for route, kind in ENGINES.items():
+        routes[route] = kind(str(file))
     if "BF16" in required("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        routes["openvino bfloat16"] = OpenVINO(str(file), "bf16")
+        routes[HALF] = OpenVINO(str(file), "bf16")
     return routes
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import statistics
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from threading import Lock
 
@@ -39,6 +40,20 @@ class OpenVINO:
             while len(self.compiled) > KEPT:
                 self.compiled.popitem(last=False)
             return torch.from_numpy(run(x.detach().float().contiguous().numpy()))
+
+    def layer_seconds(self, x: Tensor, rounds: int) -> dict[str, float]:
+        """Median seconds of every convolution and product with weights, by the layer's name."""
+        self.model.reshape(list(x.shape))
+        request = self.core.compile_model(
+            self.model, "CPU", self._settings() | {"PERF_COUNT": True}
+        ).create_infer_request()
+        found = defaultdict(list)
+        for _ in range(rounds):
+            request.infer([x.float().contiguous().numpy()])
+            for node in request.profiling_info:
+                if node.node_type in ("Convolution", "FullyConnected", "MatMul"):
+                    found[node.node_name.partition("/")[0]].append(node.real_time.total_seconds())
+        return {name: statistics.median(seconds) for name, seconds in found.items()}
 
     def _compile(self, shape: torch.Size) -> Run:
         self.model.reshape(list(shape))

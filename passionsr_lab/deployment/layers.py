@@ -80,8 +80,8 @@ def product(e: Emitter, name: str, x: str, weight: Tensor, bias: Tensor | None, 
     held = [] if bias is None else [g.constant(f"{name}.bias", bias)]
     if settings is not None:
         return g.op("Conv", x, g.constant(f"{name}.weight", weight), *held, name=name, **settings)
-    y = g.op("MatMul", x, g.constant(f"{name}.weight", weight.t()))
-    return g.op("Add", y, held[0]) if held else y
+    y = g.op("MatMul", x, g.constant(f"{name}.weight", weight.t()), name=name)
+    return g.op("Add", y, held[0], name=f"{name}/biased") if held else y
 
 
 def _bias(bias: Tensor | None, around: Around) -> Tensor | None:

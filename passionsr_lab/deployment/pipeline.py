@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -190,10 +191,12 @@ def load_deployed(folder: str | Path, backend: str | None = None) -> DeployedSR:
     return _pipeline(description, engines)
 
 
-def engine(part: Part, backend: str):
-    """The function x -> y of a network, with nothing in integers that would lose bits on this processor."""
-    model = part.whole()
-    model = model if adds_widely() else in_float(model, set(part.risky))
+def engine(part: Part, backend: str, floats: Collection[str] = ()):
+    """The function x -> y of a network, with nothing in integers that would lose bits on this processor.
+
+    floats: further grids that are computed in float.
+    """
+    model = in_float(part.whole(), {*floats, *(() if adds_widely() else part.risky)})
     if sum(len(c.raw_data) for c in model.graph.initializer) < MESSAGE:
         return ENGINES[backend](model.SerializeToString())
     held = tempfile.TemporaryDirectory()  # larger ones only exist as files

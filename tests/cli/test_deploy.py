@@ -47,18 +47,23 @@ def test_what_does_not_fit_is_one_sentence(cli, model, quantized, picture, tmp_p
 
 def test_the_benchmark_compares_with_the_fastest_float32_route(cli, model, monkeypatch, tmp_path):
     original = bench.deploying
-    quick = Deploying(str(model), "W6A6", "maxmin", 32, 1, compiled=False, backend="onnxruntime")
+    quick = Deploying(str(model), "W6A6", "maxmin", 32, 1, compiled=False)
     monkeypatch.setattr(bench, "deploying", lambda options: original(quick))
     code, out, _ = cli("bench", "deploy", "--json", "--report", tmp_path / "report.json")
     told = json.loads(out)
     assert code == 0 and told == json.loads((tmp_path / "report.json").read_text())
-    machine, deployed, *networks = told["records"]
+    machine, deployed, memory, *networks = told["records"]
+    assert min(memory["float32_bytes"], memory["deployed_bytes"]) > 2**26  # torch alone takes more
     assert machine["precision"] == "f32" and machine["openvino"] and deployed["bytes"] < deployed["float32_bytes"]
     assert [row["network"] for row in networks] == ["encoder", "unet", "decoder"]
     routes = {"torch", "torch channels-last", "openvino", "onnxruntime"}
     for row in networks:
         assert routes <= row["seconds"].keys() and row["base"] in routes
         assert row["seconds"][row["base"]] == min(row["seconds"][route] for route in routes)
+        assert all(integers > floats for integers, floats in row["slower"].values())
+        assert set(row["seconds"]) - routes - {bench.DEPLOYED, bench.HALF} == (
+            {bench.MIXED} if row["slower"] else set()
+        )
         name = bench.NAMES[row["network"]]
         assert told["ratios"][name] == pytest.approx(row["seconds"][row["base"]] / row["seconds"]["deployed"])
         assert all(row["decibels_to_torch"][route] > 80 for route in routes - {"torch"})
