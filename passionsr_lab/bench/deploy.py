@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..deployment.engines import ENGINES, OpenVINO
@@ -35,10 +36,12 @@ from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
 from ..util.extras import required
-from ..util.memory import Peak
+from ..util.files import write_tensors
+from ..util.memory import Peak, available
 from .calibrate import machine
 
 Run = Callable[[Tensor], Tensor]
+SIMULATED = "simulated.safetensors"
 DEPLOYED, MIXED, HALF = "deployed", "deployed, slower layers in float", "openvino bfloat16"  # routes that are no base
 NAMES = {"encoder": "vae_encoder", "unet": "unet", "decoder": "vae_decoder"}
 
@@ -80,18 +83,17 @@ def deploying(options: Deploying) -> Iterator[dict]:
     try:
         packages = {name: version(name) for name in ("onnx", "openvino", "onnxruntime")}
         yield machine() | packages | {"precision": "f32", "clock": "processor" if options.threads == 1 else "wall"}
-        with tempfile.TemporaryDirectory() as folder:
-            q, pipe = _calibrated(options)
-            report = deploy(q, Path(folder) / DEPLOYED, options.backend)
-            ready = load_deployed(Path(folder) / DEPLOYED)
-            yield _deployed(report, ready, options)
+        with tempfile.TemporaryDirectory() as held:
+            folder = Path(held)
+            report = _elsewhere(_prepared, folder, options)
+            ready = load_deployed(folder / DEPLOYED)
+            yield _told(report, ready, options)
             if options.memory:
-                yield {"step": "memory"} | {
-                    f"{kind}_bytes": _peak(kind, Path(folder), options) for kind in ("float32", DEPLOYED)
-                }
-            found = []
+                kinds = {"float32": _restored, DEPLOYED: _restored_in_integers}
+                yield {"step": "memory"} | {f"{k}_bytes": _elsewhere(v, folder, options) for k, v in kinds.items()}
+            pipe, found = _pipe(options), []
             for name in options.networks:
-                found.append(_measured(name, pipe, q, ready, Path(folder), options))
+                found.append(_measured(name, pipe, ready, folder, options))
                 yield found[-1]
         yield {"step": "ratios", "ratios": ratios(found)}
     finally:
@@ -111,20 +113,52 @@ def ratios(found: list[dict]) -> dict[str, float]:
     return result
 
 
-def _calibrated(options: Deploying) -> tuple[QuantizedSR, OneStepSR]:
-    """Random weights are calibrated on noise: they show time and size, not quality."""
+def _elsewhere(work: Callable[[Path, Deploying], object], folder: Path, options: Deploying):
+    """The result of a function in a new process, which gives its memory back."""
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (options.threads,)) as pool:
+        return pool.submit(work, folder, options).result()
+
+
+def _pipe(options: Deploying) -> OneStepSR:
+    if options.model != "sd21":
+        return load(options.model)
+    torch.manual_seed(0)
+    return sd21("cpu")
+
+
+def _prepared(folder: Path, options: Deploying) -> dict:
+    """Calibrates and deploys; what the simulated networks make of the inputs is kept in the folder.
+
+    Random weights are calibrated on noise: they show time and size, not quality.
+    """
+    pipe, pairs = _pipe(options), bundled("calibration", 2, 64)
     if options.model == "sd21":
-        torch.manual_seed(0)
-        pipe = sd21("cpu")
         pairs = [Pair("noise", torch.rand(3, 32, 32), torch.rand(3, 128, 128))]
-    else:
-        pipe, pairs = load(options.model), bundled("calibration", 2, 64)
     q = quantize(pipe, recipe_named(options.recipe))
     calibrate(q, pairs, options.method, quiet=True)
-    return q, pipe
+    with torch.no_grad():
+        outputs = {name: torch_route(name, q)(_input(name, pipe, options)) for name in options.networks}
+    write_tensors(folder / SIMULATED, outputs)
+    return deploy(q, folder / DEPLOYED, options.backend)
 
 
-def _deployed(report: dict, ready: OneStepSR, options: Deploying) -> dict:
+def _restored(folder: Path, options: Deploying) -> int:
+    with Peak() as peak:
+        _restore(_pipe(options), options)
+    return peak.bytes
+
+
+def _restored_in_integers(folder: Path, options: Deploying) -> int:
+    with Peak() as peak:
+        _restore(load_deployed(folder / DEPLOYED), options)
+    return peak.bytes
+
+
+def _restore(pipe: OneStepSR, options: Deploying) -> None:
+    pipe(torch.rand(3, options.size // pipe.upscale, options.size // pipe.upscale))
+
+
+def _told(report: dict, ready: OneStepSR, options: Deploying) -> dict:
     here = ready.report["here"]["in_float"]
     return {
         "step": "deploy", "model": options.model, "recipe": options.recipe, "method": options.method,
@@ -136,9 +170,9 @@ def _deployed(report: dict, ready: OneStepSR, options: Deploying) -> dict:
 
 
 @torch.no_grad()
-def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict:
+def _measured(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict:
     x = _input(name, pipe, options)
-    routes = _routes(name, pipe, ready, folder, options)
+    routes, skipped = _routes(name, pipe, ready, folder, options)
     floats = [route for route in routes if route not in (DEPLOYED, HALF)]
     slower = {}
     if options.backend == "openvino":
@@ -146,7 +180,7 @@ def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, fold
     if slower:
         grids = {f"{layer}.act" for layer in slower}
         routes[MIXED] = engine(read(folder / DEPLOYED)[1][name], options.backend, grids)
-    outputs = {route: run(x) for route, run in routes.items()}  # compiled, warm
+    outputs = {route: run(x) for route, run in routes.items()}
     clock = time.process_time if options.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {route: [] for route in routes}
     for _ in range(options.rounds):
@@ -155,13 +189,13 @@ def _measured(name: str, pipe: OneStepSR, q: QuantizedSR, ready: OneStepSR, fold
             run(x)
             times[route].append(clock() - start)
     seconds = {route: statistics.median(found) for route, found in times.items()}
-    simulated, plain = torch_route(name, q)(x), outputs["torch"]
+    simulated, plain = load_file(folder / SIMULATED)[name], outputs["torch"]
     close = {route: sqnr(outputs[route], plain) for route in routes if route in (*floats, HALF) and route != "torch"}
     return {
         "step": "network", "network": name, "input": list(x.shape), "seconds": seconds, "times": times,
         "base": min(floats, key=seconds.__getitem__),
         "decibels": {"deployed to simulated": sqnr(outputs[DEPLOYED], simulated)},
-        "decibels_to_torch": close, "slower": slower,
+        "decibels_to_torch": close, "slower": slower, "no_room_for": skipped,
     }  # fmt: skip
 
 
@@ -169,26 +203,6 @@ def _slower(integers: OpenVINO, floats: OpenVINO, x: Tensor, rounds: int) -> dic
     """The layers whose convolution or product takes longer in integers, with its seconds there and in float."""
     ours, theirs = (route.layer_seconds(x, rounds) for route in (integers, floats))
     return {name: [ours[name], theirs[name]] for name in ours.keys() & theirs.keys() if ours[name] > theirs[name]}
-
-
-def _peak(kind: str, folder: Path, options: Deploying) -> int:
-    """The most memory that a new process holds while it loads a model and restores a picture."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_restoring, kind, folder / DEPLOYED, options).result()
-
-
-def _restoring(kind: str, folder: Path, options: Deploying) -> int:
-    torch.set_num_threads(options.threads)
-    with Peak() as peak:
-        pipe = (
-            load_deployed(folder)
-            if kind == DEPLOYED
-            else sd21("cpu")
-            if options.model == "sd21"
-            else load(options.model)
-        )
-        pipe(torch.rand(3, options.size // pipe.upscale, options.size // pipe.upscale))
-    return peak.bytes
 
 
 def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
@@ -205,21 +219,31 @@ def _input(name: str, pipe: OneStepSR, options: Deploying) -> Tensor:
     return z if name == "unet" else pipe.denoise(z) / pipe.vae.config.scaling_factor
 
 
-def _routes(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying) -> dict[str, Run]:
-    """Every way to run one network; all take and give what the deployed graph does."""
-    routes = {"torch": torch_route(name, pipe), DEPLOYED: ready.engines[name]}
-    last = _channels_last(name, pipe)
-    routes["torch channels-last"] = lambda x: last(x.contiguous(memory_format=torch.channels_last))
-    if options.compiled and shutil.which("g++"):
-        routes["torch compiled"] = torch.compile(torch_route(name, pipe))
+def _routes(
+    name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying
+) -> tuple[dict[str, Run], list[str]]:
+    """Every way to run one network, all from the input of the deployed graph to its output; and those that are left out
+    for want of memory: each holds the weights once more, and on its way twice."""
     emitted = EMIT[name](pipe)
-    file = folder / f"float_{name}.onnx"
-    save_onnx(Part.of(emitted, emitted.graph.model(*ends(pipe, name))), file)
-    for route, kind in ENGINES.items():
-        routes[route] = kind(str(file))
+    part, file = Part.of(emitted, emitted.graph.model(*ends(pipe, name))), folder / f"float_{name}.onnx"
+    save_onnx(part, file)
+    ways: dict[str, Callable[[], Run]] = {"openvino": lambda: ENGINES["openvino"](str(file))}
     if "BF16" in required("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        routes[HALF] = OpenVINO(str(file), "bf16")
-    return routes
+        ways[HALF] = lambda: OpenVINO(str(file), "bf16")
+    ways["torch channels-last"] = lambda: _channels_last(name, pipe)
+    ways["onnxruntime"] = lambda: ENGINES["onnxruntime"](str(file))
+    if options.compiled and shutil.which("g++"):
+        ways["torch compiled"] = lambda: torch.compile(torch_route(name, pipe))
+    routes, skipped = {"torch": torch_route(name, pipe), DEPLOYED: ready.engines[name]}, []
+    x, room = _input(name, pipe, options), 2 * part.bytes()["constants"]
+    del emitted, part
+    for route, make in ways.items():
+        if available() < room:
+            skipped.append(route)
+            continue
+        routes[route] = make()
+        routes[route](x)  # compiled, warm
+    return routes, skipped
 
 
 def _channels_last(name: str, pipe: OneStepSR) -> Run:
@@ -229,7 +253,8 @@ def _channels_last(name: str, pipe: OneStepSR) -> Run:
     for layer in twin._modules[part].modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
-    return torch_route(name, twin)
+    run = torch_route(name, twin)
+    return lambda x: run(x.contiguous(memory_format=torch.channels_last))
 
 
 def torch_route(name: str, pipe: OneStepSR | QuantizedSR) -> Run:

@@ -6,6 +6,7 @@ COMMANDS = {
     "deploy": "Make integers of a calibrated model: a folder that an engine runs.",
     "convert": "PassionSR's released calibration files to this library's, and back.",
     "compare": "The ablation: methods x recipes on pictures that were not calibrated on.",
+    "tune": "Learning rates for compare, chosen on pictures of their own.",
     "train": "Train the embedded model on a folder of photographs; a stopped run goes on.",
     "evaluate": "PSNR-Y of a full-precision model against bicubic on photographs or lr/ + hr/.",
     "cost": "Parameters, MACs and bit-weighted size and operations, from the architecture alone.",

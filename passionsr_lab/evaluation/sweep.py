@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 from ..methods import DEFAULT, find
@@ -17,7 +18,7 @@ from ..store.results import kept
 
 DEFAULTS = {
     "model": "tiny", "recipe": "W6A6", "method": DEFAULT, "seed": 0, "epochs": 4, "batch": 4,
-    "pairs": 16, "size": 64, "test_pairs": 8, "test_size": 128,
+    "pairs": 16, "size": 64, "rates": 1.0, "tests": "test", "test_pairs": 8, "test_size": 128,
 }  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def grid(**values: Iterable):
 def run(configuration: dict, store: str | Path | None = None) -> dict:
     """Quantizes, calibrates and measures once, or takes it from the store; the configuration with its results.
 
+    `rates` multiplies the method's learning rates; `tests` is the split of bundled pictures that is measured on.
     Results: psnr_y and ssim_y (against HR), psnr_fp (dB, against the full-precision output), those of full precision;
     seconds, cpu_seconds and peak_bytes of the whole calibration; versions, and the number of threads, by which the last
     bits differ.
@@ -51,8 +53,9 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
     c = DEFAULTS | configuration
     recipe = _recipe(c["recipe"])
     pipe, method = load(c["model"]), find(c["method"])
+    method = replace(method, rates={tag: rate * c["rates"] for tag, rate in method.rates.items()})
     pairs = bundled("calibration", c["pairs"], c["size"], c["seed"])
-    tests = bundled("test", c["test_pairs"], c["test_size"], 0)
+    tests = bundled(c["tests"], c["test_pairs"], c["test_size"], 0)
     options = {"epochs": c["epochs"], "batch": c["batch"], "seed": c["seed"]}
     content = calibration_key(fingerprint(pipe), recipe, method, pairs, **options)
 

@@ -17,6 +17,7 @@ from .pictures import UPSCALE, image_files, read_image, to_tensor
 
 # scikit-image ships these photographs inside its wheel: no download.
 CALIBRATION_PHOTOS = ("coffee.png", "rocket.jpg", "camera.png", "ihc.png", "hubble_deep_field.jpg", "brick.png")
+TUNING_PHOTOS = ("coins.png", "gravel.png", "moon.png", "retina.jpg")
 TEST_PHOTOS = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "grass.png")
 
 
@@ -95,10 +96,10 @@ def crop(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def bundled(split: str = "test", count: int | None = None, size: int = 128, seed: int = 0) -> list[Pair]:
-    """Pairs from scikit-image's own photographs; those for calibration and those for testing are never the same.
+    """Pairs from scikit-image's own photographs; those of two splits are never the same.
 
     Args:
-        split: "calibration" or "test".
+        split: "calibration", "tuning" (to choose settings on) or "test".
         count: how many crops, taken in turn from the photographs; None takes one from each.
         size: HR pixels of a square crop (the LR image has a quarter).
         seed: of crops and degradation.
@@ -107,9 +108,9 @@ def bundled(split: str = "test", count: int | None = None, size: int = 128, seed
         >>> bundled("test", size=256)[0].hr.shape
         torch.Size([3, 256, 256])
     """
-    photos = {"calibration": CALIBRATION_PHOTOS, "test": TEST_PHOTOS}
+    photos = {"calibration": CALIBRATION_PHOTOS, "tuning": TUNING_PHOTOS, "test": TEST_PHOTOS}
     if split not in photos:
-        raise ValueError(f"split is 'calibration' or 'test', not {split!r}.")
+        raise ValueError(f"split is one of {', '.join(map(repr, photos))}, not {split!r}.")
     read = cache(photograph)
     return make_pairs([(name.partition(".")[0], partial(read, name)) for name in photos[split]], count, size, seed)
 

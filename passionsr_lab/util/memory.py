@@ -52,9 +52,14 @@ def resident() -> int:
     return _status("VmRSS")
 
 
-def _status(key: str) -> int:
+def available() -> int:
+    """Bytes that the machine has left for new work; 2**63 where the system does not say."""
+    return _status("MemAvailable", "/proc/meminfo") or 2**63
+
+
+def _status(key: str, file: str = "/proc/self/status") -> int:
     try:
-        line = next(row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(key))
+        line = next(row for row in Path(file).read_text().splitlines() if row.startswith(key))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         return 0
