@@ -19,8 +19,8 @@ import torch
 import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.analysis.observe import observing, weight_channels
-from passionsr_lab.analysis.propagation import collapse
-from passionsr_lab.analysis.sensitivity import measure
+from passionsr_lab.analysis.propagation import collapse, propagation
+from passionsr_lab.analysis.sensitivity import keep_top, measure, sensitivity
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
 from passionsr_lab.tools.notebooks import figures_folder
@@ -133,7 +133,7 @@ filled.groupby("of").share.describe()[["25%", "50%", "75%"]].round(0)
 
 # %%
 q = lab.calibrated(pipe, RECIPE, METHOD, calibration)
-noise = lab.propagation(q, [pair.lr for pair in test])
+noise = propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
 heading = f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
 used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": len(calibration), "seed": SEED, "one": "run"}
@@ -158,7 +158,7 @@ noise.nsmallest(6, "local_db").style.hide(axis="index").format(precision=1)
 
 # %%
 few = lab.bundled("calibration", 2, size=64, seed=SEED)
-lowest = lab.sensitivity(q, few, limit=LIMIT).sort_values("gain_db", ascending=False)
+lowest = sensitivity(q, few, limit=LIMIT).sort_values("gain_db", ascending=False)
 lowest.style.hide(axis="index").format(precision=2)
 
 # %% [markdown]
@@ -182,8 +182,8 @@ fig
 # %%
 recipes = {
     "all layers": lab.recipe(RECIPE),
-    f"lowest SQNR: {KEEP} at 8 bits": lab.keep_top(lab.recipe(RECIPE), lowest, KEEP),
-    f"trunk: {KEEP} at 8 bits": lab.keep_top(lab.recipe(RECIPE), ranking, KEEP),
+    f"lowest SQNR: {KEEP} at 8 bits": keep_top(lab.recipe(RECIPE), lowest, KEEP),
+    f"trunk: {KEEP} at 8 bits": keep_top(lab.recipe(RECIPE), ranking, KEEP),
 }
 targets, columns = [pipe(pair.lr) for pair in test], {}
 for name, recipe in recipes.items():

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 import passionsr_lab as lab
 from passionsr_lab import plots
+from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.analysis.observe import layer_input, observing
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
@@ -152,7 +153,7 @@ q = lab.calibrated(pipe, RECIPES[-1], let, calibration)
 with observing(q) as stats, mode(q, "float"):
     for pair in test[:2]:
         q(pair.lr)
-module_of = lab.layer_table(q).set_index("layer").module
+module_of = layer_table(q).set_index("layer").module
 factors = pd.concat(
     pd.DataFrame({"module": module_of[name], "layer": name, "scale": m.transform.scale.detach()})
     for name, m in q.layers.items()

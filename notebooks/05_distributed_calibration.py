@@ -22,6 +22,7 @@ from IPython.display import display
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
+from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.quantization.layer import mode
@@ -117,9 +118,7 @@ def race(works, clock):
 
 
 options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-works = {
-    run: lab.Calibration(lab.quantize(pipe, RECIPE), pairs, lab.METHODS[m], **options) for m, run in METHODS.items()
-}
+works = {run: Calibration(lab.quantize(pipe, RECIPE), pairs, lab.METHODS[m], **options) for m, run in METHODS.items()}
 clock, updates, records, losses, quality, live = dict.fromkeys(works, 0.0), dict.fromkeys(works, 0.0), [], [], [], None
 steps = sum(work.total for work in works.values())
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}

@@ -27,7 +27,7 @@ from passionsr_lab.imaging.artefacts import colour_shift, seam_score
 from passionsr_lab.imaging.colour import adain, wavelet
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
-from passionsr_lab.imaging.tiling import seams
+from passionsr_lab.imaging.tiling import Tiling, seams
 from passionsr_lab.tools.notebooks import figures_folder
 
 # %% tags=["parameters"]
@@ -57,7 +57,7 @@ pd.Series(provenance(MODEL, SEED, f"full precision, {RECIPE}") | {"device": DEVI
 
 
 # %%
-def measured(tiling: lab.Tiling) -> dict:
+def measured(tiling: Tiling) -> dict:
     """A picture in tiles: the picture, its seams, and how near it is to the one without tiles."""
     out = pipe(pair.lr, tiling)
     lines = seams(SIZE, SIZE, tiling, pipe.factor, pipe.multiple // pipe.factor)
@@ -69,7 +69,7 @@ def measured(tiling: lab.Tiling) -> dict:
     }
 
 
-naive = measured(lab.Tiling(SHOWN, 0))
+naive = measured(Tiling(SHOWN, 0))
 pd.Series({k: v for k, v in naive.items() if k != "picture"}, name=f"tiles of {SHOWN}, no overlap").to_frame().round(2)
 
 # %% [markdown]
@@ -78,7 +78,7 @@ pd.Series({k: v for k, v in naive.items() if k != "picture"}, name=f"tiles of {S
 # the tile's middle (variance 0.01 tile edges squared, as in OSEDiff's code). How much must they share?
 
 # %%
-runs = {(tile, n): measured(lab.Tiling(tile, n)) for tile in TILES for n in OVERLAPS if n <= tile // 2}
+runs = {(tile, n): measured(Tiling(tile, n)) for tile in TILES for n in OVERLAPS if n <= tile // 2}
 rows = [
     {"tile": f"{tile} ({tile * pipe.factor} px)", "overlap": n} | {k: v for k, v in run.items() if k != "picture"}
     for (tile, n), run in runs.items()
@@ -115,10 +115,10 @@ fig
 
 # %%
 schemes = {
-    "whole tiles": lab.Tiling(SHOWN, SHOWN // 4),
-    "whole tiles, shared norms": lab.Tiling(SHOWN, SHOWN // 4, shared=True),
-    "each module in tiles": lab.Tiling(SHOWN, SHOWN // 2, stages=True),
-    "each module in tiles, shared norms": lab.Tiling(SHOWN, SHOWN // 2, stages=True, shared=True),
+    "whole tiles": Tiling(SHOWN, SHOWN // 4),
+    "whole tiles, shared norms": Tiling(SHOWN, SHOWN // 4, shared=True),
+    "each module in tiles": Tiling(SHOWN, SHOWN // 2, stages=True),
+    "each module in tiles, shared norms": Tiling(SHOWN, SHOWN // 2, stages=True, shared=True),
 }
 compared = {name: measured(tiling) for name, tiling in schemes.items()}
 table = pd.DataFrame(compared).T.drop(columns="picture").astype(float)
@@ -150,7 +150,7 @@ fig
 q = lab.calibrated(pipe, RECIPE, "maxmin", lab.bundled("calibration", PAIRS, SHOWN * pipe.factor, 0))
 rows, quantized = [], {}
 for tile in TILES[1:]:
-    full, low = runs[tile, 4]["picture"], q(pair.lr, lab.Tiling(tile, 4))
+    full, low = runs[tile, 4]["picture"], q(pair.lr, Tiling(tile, 4))
     quantized[tile] = low
     shift = colour_shift(low, full)["mean"].abs().max()
     rows.append((tile, tile == q.tiling.tile, psnr_rgb(low, full), shift))
@@ -195,13 +195,14 @@ fig
 MEASURE = """
 import json, sys, torch
 import passionsr_lab as lab
+from passionsr_lab.imaging.tiling import Tiling
 from passionsr_lab.util.memory import Peak
 
 model, device, tile, edges = json.loads(sys.argv[1])
 pipe, peaks = lab.load(model).to(device), []
 with Peak(device) as before:
     pass
-for tiling in (lab.Tiling(tile), None):  # what takes more comes later: memory that is let go stays with the process
+for tiling in (Tiling(tile), None):  # what takes more comes later: memory that is let go stays with the process
     for edge in edges:
         with Peak(device) as peak:
             for strip in pipe.strips(torch.rand(1, 3, edge, edge), tiling):

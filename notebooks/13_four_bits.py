@@ -23,6 +23,7 @@ from passionsr_lab import plots, widgets
 from passionsr_lab.analysis.bitcost import recipe_cost
 from passionsr_lab.analysis.cost import count
 from passionsr_lab.analysis.layers import branch_ranks
+from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import tables
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
@@ -139,7 +140,7 @@ def measured(q, recipe, stage):
 def staged(recipe):
     """Calibrates, and measures at the start, after RPQ and after ET."""
     q = lab.quantize(pipe, recipe)
-    work = lab.Calibration(q, pairs, qartsr.METHOD, EPOCHS, BATCH, SEED)
+    work = Calibration(q, pairs, qartsr.METHOD, EPOCHS, BATCH, SEED)
     for record in work.run():
         place = record["module"], record["event"]
         stage = {("decoder", "start"): "start", ("encoder", "end"): "RPQ", ("all", "end"): "RPQ + ET"}.get(place)
@@ -149,7 +150,7 @@ def staged(recipe):
     models[recipe] = q
 
 
-total = lab.Calibration(lab.quantize(pipe, RECIPES[0]), pairs, qartsr.METHOD, EPOCHS, BATCH).total * len(RECIPES)
+total = Calibration(lab.quantize(pipe, RECIPES[0]), pairs, qartsr.METHOD, EPOCHS, BATCH).total * len(RECIPES)
 for _ in widgets.follow((r for recipe in RECIPES for r in staged(recipe)), total, "steps", knobs="EPOCHS or RECIPES"):
     pass
 stages = pd.DataFrame(rows)

@@ -14,22 +14,17 @@ from importlib import import_module
 
 __version__ = "0.2.0"
 
-# The table of contents: every public name and the room it is in.  Rooms are opened when they are first asked for.
+# The table of contents: the names of daily use and their rooms, which are opened when they are first asked for.
+# Other names are imported from their rooms.
 CONTENTS = {
     "imaging.pairs": ("bundled", "folder_pairs"),
-    "imaging.tiling": ("Tiling",),
     "pipeline.folder": ("tiny",),
     "quantization.recipe": ("W4A4", "W6A6", "W8A8", "Recipe", "recipe"),
     "quantization.place": ("quantize", "unquantize"),
-    "calibration.method": ("Loss", "Method", "Stage"),
-    "calibration.loop": ("Calibration",),
+    "calibration.method": ("Method", "Stage"),
     "methods.table": ("METHODS", "calibrate", "register"),
     "store.folder": ("load", "save"),
     "store.models": ("calibrated", "records"),
-    "analysis.layers": ("layer_table",),
-    "analysis.observe": ("observing",),
-    "analysis.propagation": ("propagation",),
-    "analysis.sensitivity": ("keep_top", "sensitivity"),
     "evaluation.scores": ("score",),
     "evaluation.sweep": ("grid", "sweep"),
     "deployment.pipeline": ("deploy", "load_deployed"),

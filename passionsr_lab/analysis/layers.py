@@ -18,7 +18,8 @@ def layer_table(q: QuantizedSR):
 
     Example:
         >>> import passionsr_lab as lab
-        >>> lab.layer_table(lab.quantize(lab.tiny(), lab.W6A6)).act_bits.unique().tolist()
+        >>> from passionsr_lab.analysis.layers import layer_table
+        >>> layer_table(lab.quantize(lab.tiny(), lab.W6A6)).act_bits.unique().tolist()
         [6, 8]
     """
     import pandas as pd

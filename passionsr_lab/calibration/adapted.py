@@ -28,7 +28,7 @@ class Adapted(LET):
 
     def fill(self, layer: Quantized) -> None:
         super().fill(layer)
-        if not isinstance(layer, QuantLayer) or (layer.conv and layer.layer.groups > 1):
+        if not isinstance(layer, QuantLayer) or layer.groups > 1:
             return
         device = layer.layer.weight.device
         if self.branch:

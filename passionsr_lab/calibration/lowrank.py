@@ -122,7 +122,7 @@ def rank_of(layer: QuantLayer, share: float) -> int:
     None is more than that side, a share of 0 is none, and a layer with groups has none: it has no such matrix.
     """
     least, rank = least_side(layer), layer.setting.rank
-    if layer.conv and layer.layer.groups > 1:
+    if layer.groups > 1:
         return 0
     return min(rank, least) if rank is not None else max(1, round(share * least)) if share else 0
 

@@ -119,7 +119,7 @@ class QuantVSR(Slots):
             )
 
     def fill(self, layer: Quantized) -> None:
-        whole = not isinstance(layer, QuantLayer) or (layer.conv and layer.layer.groups > 1)
+        whole = not isinstance(layer, QuantLayer) or layer.groups > 1
         if not whole and len(layer.range.low) > 1:
             channels = len(layer.range.low)
             layer.sizes = [channels - channels // 2, channels // 2]

@@ -42,7 +42,7 @@ class SVDQuant(LET):
 
     def fill(self, layer: Quantized) -> None:
         super().fill(layer)
-        if isinstance(layer, QuantLayer) and not (layer.conv and layer.layer.groups > 1):
+        if isinstance(layer, QuantLayer) and layer.groups == 1:
             layer.branch = LowRank(layer, rank_of(layer, self.share)).to(layer.layer.weight.device)
             layer.range.watch = InputCrops(layer)
 

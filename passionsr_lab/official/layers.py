@@ -19,6 +19,7 @@ from ..quantization.filling import Slots
 from ..quantization.layer import QuantLayer
 from ..quantization.place import QuantizedSR
 from ..quantization.recipe import LayerRecipe
+from ..quantization.transform import Scaling
 
 
 def half_away(x: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ class OfficialQuantizer(nn.Module):
         return fake_quantize(x, self.lower, self.upper, self.bits)
 
 
-class OfficialTransform(nn.Module):
+class OfficialTransform(Scaling):
     """`scale` and `offset` (C,) as in the files; x~ = (x - sign * offset) / scale."""
 
     def __init__(self, channels: int, sign: int):
@@ -68,17 +69,6 @@ class OfficialTransform(nn.Module):
     def shift(self) -> Tensor:
         """(C,) what is subtracted from the activation, in its unit."""
         return self.sign * self.offset
-
-    def forward(self, x: Tensor, dim: int) -> Tensor:
-        """x~, with the channels of x along `dim`."""
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        return (x - self.shift.view(shape)) / self.scale.view(shape)
-
-    def of_weight(self, weight: Tensor, groups: int = 1) -> Tensor:
-        """W~: every input channel of a weight (Co, C / groups, ...) times its scale."""
-        scale = self.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
-        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
 
 
 class OfficialLayer(QuantLayer):

@@ -45,7 +45,7 @@ def report(
         q: a calibrated pipeline, or name -> pipeline for several of one full-precision model side by side.
         tests: pairs (lr, hr) that were not calibrated on; the first ones are shown.
         records: what `lab.calibrate` returned or `lab.records(q)`, or name -> such a frame, for the curves.
-        sensitivity: what `lab.sensitivity` returned, likewise, where it was measured.
+        sensitivity: what `analysis.sensitivity.sensitivity` returned, likewise, where it was measured.
 
     Returns:
         a `Page`: `save("report.html")` writes it, a notebook shows it by itself.

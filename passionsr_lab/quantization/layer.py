@@ -105,7 +105,7 @@ class QuantLayer(Quantized):
         super().__init__(name, setting)
         self.layer = layer
         self.conv = isinstance(layer, nn.Conv2d)
-        self.dim = 1 if self.conv else -1
+        self.dim, self.groups = (1, layer.groups) if self.conv else (-1, 1)
         self.range = Range(layer.in_channels if self.conv else layer.in_features)
         self._kept_weight, self._kept_input, self._kept_tables = Kept(), Kept(), Kept()
         self.empty()
@@ -113,7 +113,7 @@ class QuantLayer(Quantized):
     def empty(self) -> None:
         self.range.clear()
         channels = len(self.range.low)
-        halved = self.setting.split and channels > 1 and not (self.conv and self.layer.groups > 1)
+        halved = self.setting.split and channels > 1 and self.groups == 1
         self.sizes = [channels - channels // 2, channels // 2] if halved else [channels]  # a method may split elsewhere
         self.forget()
         self.act_quantizers, self.weight_quantizers = nn.ModuleList(), nn.ModuleList()
@@ -142,7 +142,7 @@ class QuantLayer(Quantized):
         if mode != "quantized":
             return self.layer(x)
         self.range.require(self.name)
-        weight, bias = self._kept_weight.get(self._weight_slots, (self.layer.weight, self.layer.bias), self._weight)
+        weight, bias = self._weight_and_bias()
         fusible = self._fusible
         seen = None if fusible and self.branch is None else self.transformed_input(x)
         out = self._fused(x, weight, bias) if fusible else self.operate(self.quantized(seen), weight, bias)
@@ -160,6 +160,12 @@ class QuantLayer(Quantized):
         """Whether its transform is none but scale and shift, which the ranges of channels go through."""
         return self.transform is None or type(self.transform) is EquivalentTransform
 
+    @property
+    def _scaling(self) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift (C,) where the transform is no more than these; else neither."""
+        known = self.transform is not None and self._scaled
+        return (self.transform.scale, self.transform.shift) if known else (None, None)
+
     def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`."""
         scale, shift, lower, upper = self._kept_input.get(
@@ -169,26 +175,24 @@ class QuantLayer(Quantized):
         if self.conv:
             zeros = self.layer.padding_mode == "zeros"
             x, padding = (x, self.layer._reversed_padding_repeated_twice[::-2]) if zeros else (self.pad(x), (0, 0))
-            conv = Convolution(self.layer.stride, tuple(padding), self.layer.dilation, self.layer.groups)
+            conv = Convolution(self.layer.stride, tuple(padding), self.layer.dilation, self.groups)
         grid = Grid(self.setting.act_bits, self.setting.zero_point)
         return QuantizedOperation.apply(x, weight, bias, scale, shift, lower, upper, grid, conv)
 
     def _input_grid(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Scale, shift, and boundaries of the activation, as they broadcast against it."""
         shape = (1, -1, 1, 1) if self.conv else (-1,)
-        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
+        scale, shift = self._scaling
         bounds = [q.bounds(*r) for q, r in zip(self.act_quantizers, self._input_ranges(scale, shift))]
         lower, upper = bounds[0]
         if len(bounds) > 1:
             lower, upper = (torch.cat([b.expand(n) for b, n in zip(t, self.sizes)]).view(shape) for t in zip(*bounds))
         return None if scale is None else scale.view(shape), None if shift is None else shift.view(shape), lower, upper
 
-    @property
-    def _weight_slots(self) -> tuple[nn.Module | None, ...]:
-        return self.transform, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
-
-    def _weight(self) -> tuple[Tensor, Tensor | None]:
-        return self.quantized_weight(), self.bias()
+    def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        slots = self.transform, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
+        large = self.layer.weight, self.layer.bias
+        return self._kept_weight.get(slots, large, lambda: (self.quantized_weight(), self.bias()))
 
     def forget(self) -> None:
         """Drops the weights that are kept, which take the memory of the float ones once more."""
@@ -203,7 +207,7 @@ class QuantLayer(Quantized):
         """The layer's own operation on an input that is padded already."""
         if not self.conv:
             return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, self.layer.stride, 0, self.layer.dilation, self.layer.groups)
+        return F.conv2d(x, weight, bias, self.layer.stride, 0, self.layer.dilation, self.groups)
 
     def pad(self, x: Tensor) -> Tensor:
         """The padding that the convolution would have done itself."""
@@ -234,8 +238,8 @@ class QuantLayer(Quantized):
 
     def transformed_weight(self) -> Tensor:
         """W~ of Eq. 5, or what else the transform makes of the weight."""
-        weight, groups = wide(self.layer.weight), self.layer.groups if self.conv else 1
-        return weight if self.transform is None else self.transform.of_weight(weight, groups)
+        weight = wide(self.layer.weight)
+        return weight if self.transform is None else self.transform.of_weight(weight, self.groups)
 
     def residual_weight(self) -> Tensor:
         """What is quantized: W~ without the branch's share and with `delta`."""
@@ -254,7 +258,7 @@ class QuantLayer(Quantized):
     @property
     def _weight_fusible(self) -> bool:
         """Whether scaling, ranges and quantization of the weight are one function."""
-        grouped = self.conv and self.layer.groups > 1 and self.transform is not None
+        grouped = self.groups > 1 and self.transform is not None
         plain = all(isinstance(q, Quantizer) and q.plain for q in self.weight_quantizers)
         empty = all(slot is None for slot in (self.rounding, self.delta, self.branch))
         return plain and empty and self._scaled and not grouped and not self.layer.weight.requires_grad
@@ -295,32 +299,25 @@ class QuantLayer(Quantized):
 
     def bias(self) -> Tensor | None:
         """(Co,) the bias with what the shift leaves behind, and the learned alignment."""
-        bias = self.layer.bias if self.layer.bias is None else self.layer.bias.to(self.transformed_dtype)
-        terms = [] if bias is None else [bias]
+        terms = [] if self.layer.bias is None else [wide(self.layer.bias)]
         if self.transform is not None:
             terms.append(self.left_by_shift(self.transform.shift))
         if self.alignment is not None:
             terms.append(self.alignment())
         return sum(terms[1:], terms[0]) if terms else None
 
-    @property
-    def transformed_dtype(self) -> torch.dtype:
-        """float32, or float64 where the weight is."""
-        return self.layer.weight.dtype if self.layer.weight.dtype == torch.float64 else torch.float32
-
     def left_by_shift(self, shift: Tensor) -> Tensor:
         """(Co,) W shift: what the bias takes in when the input loses `shift` (C,)."""
         if not self.conv:
-            return self.layer.weight.to(self.transformed_dtype) @ shift
+            return wide(self.layer.weight) @ shift
         taps = self._tables()[2][..., None, None]
-        return F.conv2d(shift.view(1, -1, 1, 1), taps, groups=self.layer.groups).flatten()
+        return F.conv2d(shift.view(1, -1, 1, 1), taps, groups=self.groups).flatten()
 
     # -- natural ranges -------------------------------------------------------------------------------------------
 
     def input_ranges(self) -> list[tuple[Tensor, Tensor]]:
         """The natural range of x~ for each activation quantizer; it follows the transform, gradients included."""
-        scale, shift = (None, None) if self.transform is None else (self.transform.scale, self.transform.shift)
-        return self._input_ranges(scale, shift) if self._scaled else self.transform.ranges(self.padded)
+        return self._input_ranges(*self._scaling) if self._scaled else self.transform.ranges(self.padded)
 
     def _input_ranges(self, scale: Tensor | None, shift: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         low, high = self.range.require(self.name)
@@ -345,8 +342,7 @@ class QuantLayer(Quantized):
     def channel_amax(self) -> Tensor:
         """(C,) largest magnitude of the weight for each input channel."""
         weight = self.layer.weight
-        groups = self.layer.groups if self.conv else 1
-        per_group = weight.view(groups, -1, *weight.shape[1:]).abs()
+        per_group = weight.view(self.groups, -1, *weight.shape[1:]).abs()
         return per_group.amax(tuple(d for d in range(per_group.ndim) if d not in (0, 2))).flatten()
 
     # -- integers -------------------------------------------------------------------------------------------------
@@ -366,5 +362,4 @@ class QuantLayer(Quantized):
             zeros = (base / step).round(), (act_base / act_step).round()
             found.append(FrozenHalf(codes.to(torch.int32), step, zeros[0], act_step, zeros[1]))
         rest = None if self._scaled else self.transform
-        scale, shift = (None, None) if self.transform is rest else (self.transform.scale, self.transform.shift)
-        return Frozen(found, list(self.sizes), self.bias(), scale, shift, self.branch, rest)
+        return Frozen(found, list(self.sizes), self.bias(), *self._scaling, self.branch, rest)

@@ -101,16 +101,15 @@ def quantize(pipe: nn.Module, recipe: Recipe | str, modules: tuple[str, ...] | N
     for segment in new.segments():
         for prefix, module in segment.modules.items() if segment.name in recipe.modules else ():
             found |= dict(module.named_modules(prefix=prefix))
-    layers = {name.replace("_orig_mod.", ""): m for name, m in found.items()}
-    linear = [name for name, m in layers.items() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    attentions = [name for name, m in layers.items() if type(m).__name__ == "Attention"]
-    recipe.require_matches(linear, attentions)
-    for path, layer in found.items():
-        name = path.replace("_orig_mod.", "")
-        if isinstance(layer, (nn.Linear, nn.Conv2d)):
-            new.set_submodule(path, QuantLayer(layer, name, recipe.layer(name)).to(layer.weight.device))
-        elif name in attentions and recipe.products(name):
-            layer.set_processor(QuantAttention.of(layer, name, recipe.layer(name)))
+    names = {path: path.replace("_orig_mod.", "") for path in found}
+    linear = {path: names[path] for path, m in found.items() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    attentions = {path: names[path] for path, m in found.items() if type(m).__name__ == "Attention"}
+    recipe.require_matches(linear.values(), attentions.values())
+    for path, name in attentions.items():
+        if recipe.products(name):
+            found[path].set_processor(QuantAttention.of(found[path], name, recipe.layer(name)))
+    for path, name in linear.items():
+        new.set_submodule(path, QuantLayer(found[path], name, recipe.layer(name)).to(found[path].weight.device))
     return new
 
 

@@ -174,7 +174,6 @@ def applies(setting: bool | tuple[str, ...], name: str) -> bool:
 W8A8 = Recipe("W8A8", 8, 8)
 W6A6 = replace(W8A8, name="W6A6", weight_bits=6, act_bits=6)
 W4A4 = replace(W8A8, name="W4A4", weight_bits=4, act_bits=4)
-RECIPES = {r.name: r for r in (W8A8, W6A6, W4A4)}
 
 
 def recipe(name: str, **settings) -> Recipe:

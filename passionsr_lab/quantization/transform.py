@@ -12,7 +12,22 @@ from torch import Tensor, nn
 from .slots import Slot
 
 
-class EquivalentTransform(Slot):
+class Scaling(Slot):
+    """What `scale` and `shift` (C,), which a subclass has, do to activation and weight."""
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        """(x - shift) / scale, with the channels of x along `dim`."""
+        shape = [1] * x.ndim
+        shape[dim] = -1
+        return (x - self.shift.view(shape)) / self.scale.view(shape)
+
+    def of_weight(self, weight: Tensor, groups: int = 1) -> Tensor:
+        """W~ of Eq. 5: every input channel of a weight (Co, C / groups, ...) times its scale."""
+        scale = self.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
+
+
+class EquivalentTransform(Scaling):
     """Trainable scale and shift of `channels` channels.
 
     Parameters `log_scale` and `offset` (C,) are without unit: scale = exp(log_scale), shift = reach * offset, where
@@ -56,17 +71,6 @@ class EquivalentTransform(Slot):
         amax = torch.maximum((low - middle).abs(), (high - middle).abs()).clamp_min(1e-5)
         log = alpha * amax.log() - beta * partner.clamp_min(1e-5).log()
         self.log_scale.copy_(log - log.mean())
-
-    def forward(self, x: Tensor, dim: int) -> Tensor:
-        """(x - shift) / scale, with the channels of x along `dim`."""
-        shape = [1] * x.ndim
-        shape[dim] = -1
-        return (x - self.shift.view(shape)) / self.scale.view(shape)
-
-    def of_weight(self, weight: Tensor, groups: int = 1) -> Tensor:
-        """W~ of Eq. 5: every input channel of a weight (Co, C / groups, ...) times its scale."""
-        scale = self.scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
-        return (weight.view(groups, -1, *weight.shape[1:]) * scale).view_as(weight)
 
     def extra_repr(self) -> str:
         return f"channels={len(self.log_scale)}"

@@ -97,8 +97,8 @@ def layer_rows(
 
     Args:
         stats, q: as for `layer_figure`.
-        noise: what `lab.propagation` returned.
-        ranking: what `lab.sensitivity` returned.
+        noise: what `propagation` returned.
+        ranking: what `sensitivity` returned.
     """
     rows = stats.layers()[["module", "layer", "kind", "low", "high", "outlier_share"]].copy()
     rows["layer"] = rows.layer.astype(str)

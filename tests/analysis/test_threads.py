@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 import passionsr_lab as lab
-from passionsr_lab.analysis.observe import layer_input
+from passionsr_lab.analysis.observe import layer_input, observing
+from passionsr_lab.analysis.propagation import propagation
 from passionsr_lab.imaging.tiling import Tiling
 from passionsr_lab.quantization.layer import mode
 
@@ -20,7 +21,7 @@ def jobs(model, x):
     """Name -> a call on the model, and what makes its result comparable."""
 
     def observed():
-        with lab.observing(model) as stats:
+        with observing(model) as stats:
             model(x)
         return stats.layers()
 
@@ -32,7 +33,7 @@ def jobs(model, x):
     found["tiled"] = lambda: model(x, Tiling(8, 2, shared=True))
     if isinstance(model, torch.nn.Module):
         return found
-    return found | {"float": in_float, "propagation": lambda: lab.propagation(model, [x])}
+    return found | {"float": in_float, "propagation": lambda: propagation(model, [x])}
 
 
 def same(a, b):

@@ -8,6 +8,7 @@ import torch
 from made import refused
 
 import passionsr_lab as lab
+from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.imaging.pictures import to_image
 from passionsr_lab.imaging.psnr import psnr_rgb
 from passionsr_lab.quantization.attention import QuantAttention
@@ -63,7 +64,7 @@ def test_numbers_that_make_no_sense_are_refused(pipe, pairs):
     for rates in ({"bounds": math.nan}, {"bounds": 0}, {"bounds": "fast"}, {"speed": 1.0}):
         with refused(next(iter(rates))):
             lab.calibrate(quantize(pipe, W8A8), pairs, "lbq", rates=rates)
-    lab.Calibration(quantize(pipe, W8A8), pairs, lab.METHODS["lbq"], np.int64(2), np.int64(1), np.int64(3))
+    Calibration(quantize(pipe, W8A8), pairs, lab.METHODS["lbq"], np.int64(2), np.int64(1), np.int64(3))
 
 
 def test_a_model_that_cannot_be_calibrated_is_refused(pipe, make_pipe, pairs):

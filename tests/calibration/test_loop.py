@@ -9,6 +9,7 @@ from filled import same, told
 from made import refused
 
 import passionsr_lab as lab
+from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.method import RATES, Loss, Method, Stage
 from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.calibration.task import task
@@ -282,7 +283,7 @@ def test_impossible_requests_are_refused_in_one_sentence(pipe, pairs, begin):
         with refused(words):
             begin(**options)
     with refused("takes a Method"):
-        lab.Calibration(quantize(pipe, W6A6), pairs, "let")
+        Calibration(quantize(pipe, W6A6), pairs, "let")
     for make, words in (
         (lambda: Stage("vae", ("bounds",)), "segment is one of"), (lambda: Stage("unet", "bounds"), "tuple of tags"),
         (lambda: Stage("unet", ("bounds",), upstream="real"), "'quantized' or 'float'"),

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 import passionsr_lab as lab
+from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import iqa
 from passionsr_lab.evaluation.sweep import DEFAULTS
 from passionsr_lab.imaging.pictures import read_image
+from passionsr_lab.imaging.tiling import Tiling
 
 TENSORS, SHORT = "quantized.safetensors", ("--pairs", 3, "--size", 16, "--epochs", 1, "--batch", 2)
 
@@ -49,9 +51,9 @@ def test_one_picture_is_what_the_library_makes_of_it_with_these_tiles_and_colour
     for options, tiling, colour in (
         ((), "auto", "nofix"),
         (("--tile", 0), None, "wavelet"),
-        (("--tile", 8, "--overlap", 2), lab.Tiling(8, 2), "adain"),
-        (("--tile", 8), lab.Tiling(8), "nofix"),
-        (("--overlap", 3), lab.Tiling(64, 3), "nofix"),
+        (("--tile", 8, "--overlap", 2), Tiling(8, 2), "adain"),
+        (("--tile", 8), Tiling(8), "nofix"),
+        (("--overlap", 3), Tiling(64, 3), "nofix"),
     ):
         target = tmp_path / "deep" / "x.png"
         code, out, err = cli("upscale", tmp_path / "a.png", target, "--model", model, "--colour", colour, *options)
@@ -114,7 +116,7 @@ def test_calibrate_takes_modules_rates_device_and_lean(picture, told, model, pho
     plain, lean, rates, seed = ((out / TENSORS).read_bytes() for out in outs)
     assert plain == lean != rates != seed != plain
     q = lab.load(outs[0], lab.load(model))
-    assert q.recipe.modules == ("unet",) and set(lab.layer_table(q).module) == {"unet"}
+    assert q.recipe.modules == ("unet",) and set(layer_table(q).module) == {"unet"}
     picture(9, 7).save(tmp_path / "a.png")
     options = ("--model", model, "--quantized", outs[0])
     assert told("upscale", tmp_path / "a.png", tmp_path / "b.png", *options)[1]["label"] == "simulated"

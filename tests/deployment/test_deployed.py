@@ -12,7 +12,7 @@ from passionsr_lab.deployment.folder import DESCRIPTION, NETWORKS, read
 from passionsr_lab.deployment.packing import unpack
 from passionsr_lab.deployment.pipeline import ends
 from passionsr_lab.imaging.psnr import psnr_y
-from passionsr_lab.imaging.tiling import PASSIONSR
+from passionsr_lab.imaging.tiling import PASSIONSR, Tiling
 from passionsr_lab.quantization.layer import QuantLayer
 from passionsr_lab.util.extras import required
 
@@ -50,7 +50,7 @@ def test_any_size_tiles_and_a_pil_image_as_in_float(calibrated, deployed):
     q, pipe = calibrated("W6A6", "let"), lab.load_deployed(deployed()[0], "onnxruntime")
     assert pipe(picture(9, 13)).size == (52, 36)
     lr = torch.rand(3, 40, 23, generator=torch.Generator().manual_seed(0))
-    tiles = lab.Tiling(16, 4)
+    tiles = Tiling(16, 4)
     assert decibels(pipe(lr, tiles), q(lr, tiles)) > 30
     assert pipe(torch.stack([lr, lr.flip(-1)])).shape == (2, 3, 160, 92)
     with refused("share their norms", "shared=False"):

@@ -10,6 +10,7 @@ from made import refused
 from safetensors.torch import load_file, save_file
 
 import passionsr_lab as lab
+from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.pipeline.folder import load_pipeline
 from passionsr_lab.pipeline.onestep import CONFIG, EMBEDDING
 
@@ -33,7 +34,7 @@ def test_another_architecture_works_everywhere(make_pipe, tmp_path, pairs, what)
     assert (back.factor, back.multiple) == (2 ** (len(OTHERS[what].get("vae", "ab")) - 1), pipe.multiple)
     assert torch.equal(back(lr), expected)
     q = lab.quantize(back, "W6A6")
-    table = lab.layer_table(q)
+    table = layer_table(q)
     assert set(table.module) == {"encoder", "unet", "decoder"} and table.layer.is_unique
     lab.calibrate(q, pairs[:1], "passionsr", epochs=1, batch=1)
     out = q(lr)

@@ -9,6 +9,7 @@ from made import refused
 from torch import nn
 
 import passionsr_lab as lab
+from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.quantization.attention import QuantAttention
 from passionsr_lab.quantization.layer import QuantLayer
@@ -41,7 +42,7 @@ def test_every_linear_convolution_and_attention_is_quantized_in_the_recipes_modu
         assert layer is (module if isinstance(layer, QuantLayer) else module.processor) and layer.name == name
     assert sum(isinstance(m, QuantAttention) for m in q.layers.values()) == 4
     for chosen in (("encoder",), ("unet",), ("decoder",), ("unet", "decoder")):
-        table = lab.layer_table(quantize(pipe, W4A4, modules=chosen))
+        table = layer_table(quantize(pipe, W4A4, modules=chosen))
         assert set(table.module) == set(chosen) and table.layer.is_unique
 
 

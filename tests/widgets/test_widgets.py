@@ -11,6 +11,7 @@ import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.analysis.budget import width_errors, within_budget
 from passionsr_lab.analysis.observe import layer_input, observing
+from passionsr_lab.analysis.propagation import propagation
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
 from passionsr_lab.widgets import boundaries, budget_explorer, layers, let
@@ -246,7 +247,7 @@ def test_the_layer_table_is_sorted_and_searched_without_a_new_picture(q, stats, 
 
 
 def test_the_layer_table_says_what_was_measured(q, stats):
-    rows = layers.layer_rows(stats, q, noise=lab.propagation(q, [torch.rand(3, 8, 8)])).set_index("layer")
+    rows = layers.layer_rows(stats, q, noise=propagation(q, [torch.rand(3, 8, 8)])).set_index("layer")
     before, after = (stats.layers(after=a).set_index("layer") for a in (False, True))
     name = "unet.conv_in"
     span = lambda frame: frame.high[name] - frame.low[name]
