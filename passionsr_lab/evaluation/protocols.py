@@ -51,6 +51,13 @@ _SHARED = {
     "musiq": Metric("musiq", weights=(IQA + "musiq_koniq_ckpt-e95806b9.pth",)),
     "clipiqa": Metric("clipiqa", weights=(_RN50,)),
 }
+_OFFLINE = {name: _SHARED[name] for name in ("psnr_y", "ssim_y")} | {
+    "ms_ssim": Metric("ms_ssim", reference=True),
+    "fsim": Metric("fsim", reference=True),
+    "vif": Metric("vif", reference=True),
+    "gmsd": Metric("gmsd", "lower", True),
+    "nlpd": Metric("nlpd", "lower", True),
+}
 _MANIQA_PIPAL = Metric("maniqa-pipal", weights=(VIT, IQA + "MANIQA_PIPAL-ae6d356b.pth"))
 _MANIQA_KONIQ = Metric("maniqa", weights=(VIT, IQA + "ckpt_koniq10k.pt"))
 _FID = Metric("fid", "lower", True, weights=(IQA + "pt_inception-2015-12-05-6726825d.pth",), whole_set=True)
@@ -60,6 +67,7 @@ PROTOCOLS: Mapping[str, Mapping[str, Metric]] = MappingProxyType(
     {
         "osediff": MappingProxyType({**_SHARED, "maniqa_pipal": _MANIQA_PIPAL, "fid": _FID}),
         "passionsr": MappingProxyType({**_SHARED, "maniqa_koniq": _MANIQA_KONIQ}),
+        "offline": MappingProxyType(_OFFLINE),  # what needs no weights; MS-SSIM only from 176 pixels on
     }
 )
 

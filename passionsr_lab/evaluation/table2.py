@@ -38,6 +38,7 @@ CITED = {"FP": "OSEDiff"}  # the paper's name of a method, where it has another
 HEADS = {
     "psnr_y": "PSNR", "ssim_y": "SSIM", "lpips": "LPIPS", "dists": "DISTS", "niqe": "NIQE", "musiq": "MUSIQ",
     "maniqa_koniq": "MANIQA", "maniqa_pipal": "MANIQA-pipal", "clipiqa": "CLIPIQA", "fid": "FID",
+    "ms_ssim": "MS-SSIM", "fsim": "FSIM", "vif": "VIF", "gmsd": "GMSD", "nlpd": "NLPD",
 }  # fmt: skip
 DIGITS = {"PSNR": 2, "NIQE": 3, "MUSIQ": 2, "FID": 2}  # the others have 4
 

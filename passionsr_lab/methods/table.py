@@ -24,7 +24,9 @@ from . import (
 
 DEFAULT = passionsr.METHOD.name
 UNTRAINED = let.METHOD.name  # where any good start will do
-ABLATION = tuple(m.name for m in (maxmin.METHOD, lbq.METHOD, joint.METHOD, passionsr.STRICT, passionsr.METHOD))
+ABLATION = tuple(
+    m.name for m in (maxmin.METHOD, let.METHOD, lbq.METHOD, joint.METHOD, passionsr.STRICT, passionsr.METHOD)
+)
 HIDDEN = {m.name: m for m in (RELEASED, CORRECTED)}  # made by reading files, not by calibrating
 METHODS = {
     m.name: m

@@ -168,6 +168,13 @@ def test_evaluate_and_cost(told, model, photos):
     code, result, _ = told("evaluate", "--model", model, "--images", photos, "--pairs", 2, "--size", 32)
     assert code == 0 and (result["model"], result["images"], result["better_on"]) == ("small", 2, 0)
     assert result["gain"] == result["psnr_y"] - result["bicubic"] < 0, "random weights are worse than bicubic"
+    asked = ("--images", photos, "--pairs", 2, "--size", 32, "--protocol", "offline")
+    code, scored, _ = told("evaluate", "--model", model, *asked)
+    assert code == 0 and {k: scored[k] for k in result} == result
+    assert scored["bicubic_scores"]["psnr_y"] == pytest.approx(result["bicubic"], abs=1e-3)  # 8 bits are scored
+    assert (
+        scored["model_scores"]["ms_ssim"] is None and scored["model_scores"]["gmsd"] > scored["bicubic_scores"]["gmsd"]
+    )
     code, result, _ = told("cost", "--model", "sd21", "--recipe", "W6A6")
     assert code == 0 and (result["model"], result["recipe"], result["size"]) == ("sd21", "W6A6", 512)
     assert (round(result["paper"]["params_M"]), int(result["paper"]["ops_G"])) == (178, 795)

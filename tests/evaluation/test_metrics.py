@@ -19,6 +19,7 @@ from PIL import Image
 from passionsr_lab.evaluation import iqa
 from passionsr_lab.evaluation.protocols import DEFAULT, PROTOCOLS, VIT_FILE
 from passionsr_lab.evaluation.scores import measure, score, summary, versions
+from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.imaging.pictures import to_image
 from passionsr_lab.imaging.psnr import luma, psnr_y
 from passionsr_lab.util.compat import clip_importable, torchvision_importable
@@ -176,6 +177,17 @@ def test_missing_weights_are_asked_for_once_and_cost_nothing_else(nothing_cached
     assert capfd.readouterr().out == ""
 
 
+def test_the_offline_protocol_has_every_number_without_a_file_or_a_server(nothing_cached):
+    clean = bundled("test", 1, 192)[0].hr
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    images = [(clean + level * noise).clamp(0, 1) for level in (0.02, 0.1)]
+    frame = score(images, [clean] * 2, protocol="offline")
+    assert nothing_cached == [] and frame.value.notna().all() and set(frame.metric) == set(PROTOCOLS["offline"])
+    for _, rows in frame.groupby("metric"):
+        little, much = rows.value
+        assert (little > much) == (rows.better.iloc[0] == "higher"), "more noise is worse by every metric"
+
+
 def test_offline_mode_asks_nobody_and_finds_what_is_cached(nothing_cached, tmp_path, monkeypatch):
     from huggingface_hub import constants, hf_hub_download
 
@@ -214,7 +226,7 @@ def test_the_weights_we_look_for_are_those_pyiqa_and_its_libraries_load():
         "maniqa_koniq": (vit, maniqa_arch.default_model_urls[maniqa["maniqa"]]),
         "maniqa_pipal": (vit, maniqa_arch.default_model_urls[maniqa["maniqa-pipal"]]),
         "fid": (inception.FID_WEIGHTS_URL,),
-    }
+    } | dict.fromkeys(PROTOCOLS["offline"], ())
     assert maniqa == {"maniqa": "koniq", "maniqa-pipal": "pipal"}
     metrics = {n: m for table in PROTOCOLS.values() for n, m in table.items()}
     assert {n: m.weights for n, m in metrics.items()} == expected
