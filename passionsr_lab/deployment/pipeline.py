@@ -23,7 +23,7 @@ from .folder import NETWORKS, Part, read, write
 from .networks import emit_decoder, emit_encoder, emit_unet
 from .safe import adds_widely, in_float
 
-MESSAGE = 2**31 - 2**24  # bytes that protobuf takes in one piece, and room for the nodes
+MESSAGE = 2**28  # bytes of weights from which a graph is handed over as a file: protobuf takes 2**31, with three copies
 EMIT = {"encoder": emit_encoder, "unet": emit_unet, "decoder": emit_decoder}
 ENDS = {"encoder": ("image", "latent"), "unet": ("latent", "noise"), "decoder": ("latent", "image")}
 
@@ -199,8 +199,10 @@ def engine(part: Part, backend: str, floats: Collection[str] = ()):
     model = in_float(part.whole(), {*floats, *(() if adds_widely() else part.risky)})
     if sum(len(c.raw_data) for c in model.graph.initializer) < MESSAGE:
         return ENGINES[backend](model.SerializeToString())
-    held = tempfile.TemporaryDirectory()  # larger ones only exist as files
-    found = ENGINES[backend](str(_write_onnx(model, Path(held.name) / "network.onnx")))
+    held = tempfile.TemporaryDirectory()
+    path = _write_onnx(model, Path(held.name) / "network.onnx")
+    del model
+    found = ENGINES[backend](str(path))
     found.held = held  # an engine may read it later
     return found
 
