@@ -51,7 +51,8 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="").to_fram
 # ## Naive view: one range per layer
 #
 # `observing` records what enters every Conv2d, Linear and attention, in memory that does not grow with the images:
-# ranges, moments and a histogram per layer.
+# ranges, moments and a histogram per layer. The number of a layer is its place in `lab.layer_numbers`: the same in every
+# table and figure, for every recipe. An attention's q, k and v share that of its product.
 
 # %%
 with observing(pipe) as stats:
@@ -69,7 +70,7 @@ fig
 # distribution; the share of values beyond 6 standard deviations is then 2e-9.
 
 # %%
-columns = ["module", "layer", "channels", "low", "high", "std", "kurtosis", "outlier_share"]
+columns = ["number", "module", "layer", "channels", "low", "high", "std", "kurtosis", "outlier_share"]
 worst = layers.nlargest(8, "kurtosis")[columns]
 worst.style.hide(axis="index").format(precision=2).format("{:.2%}", subset="outlier_share")
 
@@ -81,10 +82,10 @@ worst.style.hide(axis="index").format(precision=2).format("{:.2%}", subset="outl
 
 # %%
 shown = str(worst.layer.iloc[0])
-layer_explorer(stats, layer=shown, bits=BITS)
+layer_explorer(stats, layer=shown, bits=BITS, caption=seen)
 
 # %%
-fig = layer_figure(stats, shown, bits=BITS)
+fig = layer_figure(stats, shown, bits=BITS, caption=seen)
 plots.save(fig, "02_one_layer", FIGURES)
 fig
 
@@ -105,20 +106,16 @@ def fill(frame) -> float:
 plain = layers[layers.kind.isin(["Conv2d", "Linear"])].reset_index(drop=True)
 filled = pd.DataFrame(
     [
-        {"layer": i + 1, "share": 100 * fill(frame), "of": kind}
-        for i, name in enumerate(plain.layer.astype(str))
+        {"number": number, "module": module, "layer": name, "share": 100 * fill(frame), "of": kind}
+        for number, module, name in zip(plain.number, plain.module, plain.layer.astype(str))
         for kind, frame in (
             ("activation, input channels", stats.channels(name)),
             ("weight, output channels", weight_channels(pipe, name)),
         )
     ]
 )
-fig = plots.curves(
-    filled, "layer", "share", "of",
-    ("Conv2d or Linear, in network order", "share of the range (%)"),
-    "How much of a tensor's range its median channel fills: activations against weights", width=plots.PAGE,
-    caption=seen,
-)  # fmt: skip
+heading = "How much of a tensor's range its median channel fills: activations against weights"
+fig = plots.layer_curves(filled, "share", "of", "share of the range (%)", heading, caption=seen)
 plots.save(fig, "02_fill", FIGURES)
 fig
 
@@ -136,7 +133,8 @@ q = lab.calibrated(pipe, RECIPE, METHOD, calibration)
 noise = lab.propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
 heading = f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
-used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": len(calibration), "seed": SEED, "one": "run"}
+used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": f"{len(calibration)} of {SIZE} px", "seed": SEED}
+used["one"] = "run"
 fig = plots.propagation(noise, FLOOR, heading=heading, caption=used | {"pictures": len(test)})
 plots.save(fig, "02_propagation", FIGURES)
 print(f"first layer whose accumulated SQNR is below {FLOOR:g} dB: {first}")

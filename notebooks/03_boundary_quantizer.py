@@ -53,7 +53,7 @@ pd.Series(provenance(MODEL, SEED, f"{BITS} bits, {ZERO_POINT} zero point"), name
 # gives it to the boundary that clips it. Inside, a boundary still gets the rounding error's share, because $\Delta$ moves.
 
 # %%
-fig = plots.quantizer_curve(3, -0.4, 1.1, ZERO_POINT)
+fig = plots.quantizer_curve(3, -0.4, 1.1, ZERO_POINT, caption="Eq. 3 itself: no model, no data")
 plots.save(fig, "03_staircase", FIGURES)
 fig
 
@@ -76,8 +76,8 @@ x, x_test = values(LAYER, "calibration"), values(LAYER, "test")
 low, high = x.min(), x.max()
 inner = x.quantile(torch.tensor([0.001, 0.999])).tolist()
 print(f"{low:.3g} to {high:.3g}, but 99.8 % of the values from {inner[0]:.3g} to {inner[1]:.3g}")
-caption = {"model": MODEL, "layer": LAYER, "values": f"of {COUNT} crops of {SIZE} px", "seed": SEED}
-fig = boundary_figure(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER)
+caption = {"model": MODEL, "layer": LAYER, "n": f"{len(x)} values of {COUNT} crops of {SIZE} px", "seed": SEED}
+fig = boundary_figure(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER, caption=caption)
 plots.save(fig, "03_maxmin", FIGURES)
 fig
 
@@ -86,10 +86,10 @@ fig
 # to MaxMin and to the best pair. The cell after it is the same picture from the plain function, at a boundary of our choice.
 
 # %%
-boundary_explorer(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER)
+boundary_explorer(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER, caption=caption)
 
 # %%
-boundary_figure(x, float(low) / 2, float(high) / 2, BITS, ZERO_POINT, LAYER)
+boundary_figure(x, float(low) / 2, float(high) / 2, BITS, ZERO_POINT, LAYER, caption)
 
 # %% [markdown]
 # ## Is the straight-through gradient of any use?
@@ -156,9 +156,10 @@ def sqnr(quantizer: BoundaryQuantizer, x, low, high) -> float:
 
 
 quantizer, record = learn(x, BITS, ZERO_POINT)
+learning = caption | {"method": "LBQ", "steps": STEPS, "one": "run"}
 fig = plots.curves(
     record, "step", "sqnr", labels=("step", "signal to quantization noise (dB)"),
-    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits", caption=caption | {"one": "run"},
+    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits", caption=learning,
 )  # fmt: skip
 plots.save(fig, "03_learning", FIGURES)
 fig
@@ -174,7 +175,7 @@ uppers = np.linspace(float(high) - 0.45 * width, float(high), 32)
 surface = plots.error_grid(x, lowers, uppers, BITS, ZERO_POINT)
 fig = plots.error_surface(
     lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "learned": learned},
-    heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=caption,
+    heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=learning,
 )  # fmt: skip
 plots.save(fig, "03_surface", FIGURES)
 fig
@@ -196,7 +197,7 @@ for bits in ALL_BITS:
 frame = pd.DataFrame(rows)
 fig = plots.curves(
     frame, "bits", "sqnr", "method", ("bits", "signal to quantization noise (dB)"),
-    "MaxMin against LBQ on one layer's input, test pictures (simulated)", caption=caption | {"one": "run each"},
+    "MaxMin against LBQ on one layer's input, test pictures (simulated)", caption=caption | {"steps": STEPS, "one": "run each"},
 )  # fmt: skip
 plots.save(fig, "03_bits", FIGURES)
 fig

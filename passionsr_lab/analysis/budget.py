@@ -23,6 +23,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..util.names import MODULES
 from .bitcost import recipe_cost
 from .cost import count
+from .layers import layer_numbers
 from .sensitivity import Bench
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def width_errors(
 ) -> DataFrame:
     """What every layer costs the picture at every width: one row per layer and width.
 
-    Columns: module, layer, bits (of weights and activations), error: the mean squared error of the picture, in [0, 1],
-    when only this layer is quantized.  Cost: one partial pass per row; images of one size go as one batch.
+    Columns: number (see `layer_numbers`), module, layer, bits (of weights and activations), error: the mean squared
+    error of the picture, in [0, 1], when only this layer is quantized.  Cost: one partial pass per row; images of one
+    size go as one batch.
 
     Args:
         pipe: a full-precision pipeline, which stays as it is.
@@ -62,7 +64,8 @@ def width_errors(
 
     if not widths or len(set(widths)) < len(widths):
         raise ValueError(f"widths are some bit widths, each once, not {tuple(widths)!r}.")
-    recipes, rows = [recipe_named(f"W{bits}A{bits}", at_least=()) for bits in sorted(widths)], []
+    recipes = [recipe_named(f"W{bits}A{bits}", at_least=()) for bits in sorted(widths)]
+    numbers, rows = layer_numbers(pipe), []
     for one in recipes:
         q = quantize(pipe, one)
         with torch.enable_grad():
@@ -72,7 +75,8 @@ def width_errors(
             for name, layer in quantized_layers(segment_modules(q, module)).items():
                 with mode(q, "float"), mode(layer, "quantized"):
                     error = 10 ** (-bench.psnr(module, "float") / 10)
-                rows.append({"module": module, "layer": name, "bits": one.weight_bits, "error": error})
+                labels = {"number": numbers[name], "module": module, "layer": name}
+                rows.append(labels | {"bits": one.weight_bits, "error": error})
                 if callback is not None:
                     callback(rows[-1])
     return pd.DataFrame(rows)

@@ -157,14 +157,15 @@ def _calibration(name: str, model: QuantizedSR, records):
 
 def _layers(name: str, model: QuantizedSR, tests: Sequence[Pair], sensitivity):
     errors = propagation(model, [pair.lr for pair in tests])
-    table = layer_table(model).drop(columns="module").merge(errors, on="layer", how="left")
+    table = layer_table(model).merge(errors.drop(columns=["number", "module"]), on="layer", how="left")
     if sensitivity is not None:
         columns = [c for c in ("gain_db", "alone_db") if c in sensitivity]
         table = table.merge(sensitivity[["layer", *columns]], on="layer", how="left")
     yield f"<h3>{html.escape(name)}</h3>"
     caption = {"model": model.name, "recipe": model.recipe.name, "method": model.method.label, "pictures": len(tests)}
     yield _figure(plots.propagation(errors, caption=caption))
-    yield _table(table[["layer", "module", *(c for c in table if c not in ("layer", "module"))]], search=True)
+    first = ["number", "layer", "module"]
+    yield _table(table[[*first, *(c for c in table if c not in first)]], search=True)
 
 
 def _cost(found: dict, full: OneStepSR, size: int) -> DataFrame:
