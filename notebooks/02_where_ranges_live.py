@@ -6,7 +6,8 @@
 #
 # **What you will see.** Every layer's input range, kurtosis and outliers in network order; one layer's channels; weights
 # beside activations; signal to quantization noise (SQNR) of each layer alone and accumulated, with the first collapse
-# named; a sensitivity ranking put back into a recipe. About 60 seconds on two CPU cores; no download.
+# named; a sensitivity ranking put back into a recipe, and the best recipe within a budget. About 90 seconds on two CPU
+# cores; no download.
 #
 # Quantization here is **simulated** (fake quantization in floating point): it shows quality, not speed.
 
@@ -18,13 +19,14 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
+from passionsr_lab.analysis.budget import budget_range, each_width
 from passionsr_lab.analysis.observe import observing, weight_channels
 from passionsr_lab.analysis.propagation import collapse
 from passionsr_lab.analysis.sensitivity import measure
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
 from passionsr_lab.tools.notebooks import figures_folder
-from passionsr_lab.widgets import follow, layer_explorer, layer_figure
+from passionsr_lab.widgets import budget_explorer, budget_figure, follow, layer_explorer, layer_figure
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -37,6 +39,8 @@ FLOOR = 10.0  # dB; below it a layer's accumulated SQNR counts as collapsed
 LIMIT = 6  # layers whose sensitivity is measured because their own SQNR is lowest
 TRUNK = ("*.conv_in", "*.conv_out", "*quant_conv", "*samplers*", "*conv_shortcut")  # and by name
 KEEP = 5  # layers spared at 8 bits
+WIDTHS = (3, 4, 6, 8)  # bits that a layer may get under a budget
+PERCENT = 30  # of the way from the least that these widths allow to the most: the budget shown
 SEED = 0
 FIGURES = figures_folder()
 
@@ -193,6 +197,25 @@ result.style.format(precision=2).set_caption(f"PSNR (dB) against full precision,
 
 # %%
 print("\n".join(name for name, _ in recipes[f"trunk: {KEEP} at 8 bits"].overrides[-KEEP:]))
+
+# %% [markdown]
+# ## Under a budget
+#
+# `width_errors` measures what each layer alone costs the picture at several widths; errors add up to first order, so that
+# the best recipe within a budget is a knapsack, which is solved exactly. With a running kernel: choose the budget, see
+# which layers get how many bits, and take the recipe away, as Python or JSON. The cell after it is the static twin.
+
+# %%
+places = len(WIDTHS) * len(noise)
+errors = pd.DataFrame(follow(each_width(pipe, few[:1], WIDTHS, METHOD), places, "layers and widths", knobs="WIDTHS"))
+budget_caption = used | {"width": ", ".join(map(str, WIDTHS)) + " bits", "pairs": f"1 of {few[0].hr.shape[-1]} px"}
+budget_explorer(pipe, errors, percent=PERCENT, caption=budget_caption)
+
+# %%
+least, most = budget_range(pipe, errors)
+fig = budget_figure(pipe, errors, least + PERCENT / 100 * (most - least), caption=budget_caption)
+plots.save(fig, "02_budget", FIGURES)
+fig
 
 # %% [markdown]
 # ## The claim

@@ -135,7 +135,9 @@ def learn(x, bits: int, zero_point: str, shape: tuple = ()) -> tuple[BoundaryQua
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, 0.05 * RATE)
     for step in range(STEPS):
         loss = (quantizer(x, *ends(x, shape)) - x).square().mean()
-        rows.append({"step": step, "sqnr": -10 * np.log10(loss.item() / x.square().mean().item())})
+        lower, upper = (b.mean().item() for b in quantizer.bounds(*ends(x, shape)))
+        db = -10 * np.log10(loss.item() / x.square().mean().item())
+        rows.append({"step": step, "sqnr": db, "lower": lower, "upper": upper})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -157,10 +159,13 @@ def sqnr(quantizer: BoundaryQuantizer, x, low, high) -> float:
 
 quantizer, record = learn(x, BITS, ZERO_POINT)
 learning = caption | {"method": "LBQ", "steps": STEPS, "one": "run"}
-fig = plots.curves(
-    record, "step", "sqnr", labels=("step", "signal to quantization noise (dB)"),
-    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits", caption=learning,
-)  # fmt: skip
+best_pair = best_boundaries(sample(x), BITS, ZERO_POINT)
+way = record.assign(**dict(zip(("best lower", "best upper"), best_pair)))
+way = way.melt("step", ["upper", "best upper", "best lower", "lower"], "boundary", "value")
+heading = (
+    f"Two boundaries on their way from MaxMin, {BITS} bits: {record.sqnr.iloc[0]:.1f} to {record.sqnr.max():.1f} dB"
+)
+fig = plots.curves(way, "step", "value", "boundary", ("step", "boundary"), heading, caption=learning)
 plots.save(fig, "03_learning", FIGURES)
 fig
 
@@ -174,7 +179,7 @@ lowers = np.linspace(float(low), float(low) + 0.45 * width, 32)
 uppers = np.linspace(float(high) - 0.45 * width, float(high), 32)
 surface = plots.error_grid(x, lowers, uppers, BITS, ZERO_POINT)
 fig = plots.error_surface(
-    lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "learned": learned},
+    lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "LBQ": learned},
     heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=learning,
 )  # fmt: skip
 plots.save(fig, "03_surface", FIGURES)
@@ -250,8 +255,7 @@ weights.rename_axis("bits").style.format(precision=2).set_caption(f"SQNR (dB) of
 # MaxMin on pictures that were not learned from, most at few bits.
 
 # %%
-best = best_boundaries(sample(x), BITS, ZERO_POINT)
-best_sqnr = plots.error_grid(x, [best[0]], [best[1]], BITS, ZERO_POINT).item()
+best_sqnr = plots.error_grid(x, [best_pair[0]], [best_pair[1]], BITS, ZERO_POINT).item()
 assert record.sqnr.iloc[-1] > best_sqnr - 0.5, f"learned {record.sqnr.iloc[-1]:.2f} dB, best {best_sqnr:.2f} dB"
 gain = table["LBQ, integer zero point"] - table["MaxMin"]
 assert gain.loc[:BITS].min() > 0.5, f"learning helps at {BITS} bits and below, on test pictures"

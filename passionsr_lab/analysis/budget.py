@@ -6,7 +6,7 @@ exactly, by SciPy's integer programming (HiGHS).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,13 +37,8 @@ BUDGETS = {  # name -> what one layer at `bits` adds to it, given its weights an
 }
 
 
-@torch.no_grad()
 def width_errors(
-    pipe: OneStepSR,
-    pairs: Sequence[Pair | tuple],
-    widths: Sequence[int] = WIDTHS,
-    method: str = UNTRAINED,
-    callback: Callable[[dict], None] | None = None,
+    pipe: OneStepSR, pairs: Sequence[Pair | tuple], widths: Sequence[int] = WIDTHS, method: str = UNTRAINED
 ) -> DataFrame:
     """What every layer costs the picture at every width: one row per layer and width.
 
@@ -55,17 +50,24 @@ def width_errors(
         pipe: a full-precision pipeline, which stays as it is.
         pairs: `Pair`s or (lr, hr) tuples that calibrate, with `method`, and measure.
         widths: bit widths, 2 to 16.
-        callback: called with every row as it comes.
 
     Raises:
         ValueError: no pairs or widths, or a width that does not exist.
     """
     import pandas as pd
 
+    return pd.DataFrame(each_width(pipe, pairs, widths, method))
+
+
+@torch.no_grad()
+def each_width(
+    pipe: OneStepSR, pairs: Sequence[Pair | tuple], widths: Sequence[int] = WIDTHS, method: str = UNTRAINED
+) -> Iterator[dict]:
+    """Yields the rows of `width_errors` as they come."""
     if not widths or len(set(widths)) < len(widths):
         raise ValueError(f"widths are some bit widths, each once, not {tuple(widths)!r}.")
     recipes = [recipe_named(f"W{bits}A{bits}", at_least=()) for bits in sorted(widths)]
-    numbers, rows = layer_numbers(pipe), []
+    numbers = layer_numbers(pipe)
     for one in recipes:
         q = quantize(pipe, one)
         with torch.enable_grad():
@@ -76,10 +78,7 @@ def width_errors(
                 with mode(q, "float"), mode(layer, "quantized"):
                     error = 10 ** (-bench.psnr(module, "float") / 10)
                 labels = {"number": numbers[name], "module": module, "layer": name}
-                rows.append(labels | {"bits": one.weight_bits, "error": error})
-                if callback is not None:
-                    callback(rows[-1])
-    return pd.DataFrame(rows)
+                yield labels | {"bits": one.weight_bits, "error": error}
 
 
 def within_budget(

@@ -127,11 +127,12 @@ class CalibrationBench(VBox):
         return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values}
 
     def choose(self, row: Mapping) -> None:
-        """Sets the controls as a row of `lab.grid` says: recipe, method, and epochs and pairs where it has them."""
+        """Takes a row of `lab.grid`: recipe, method, and epochs, pairs, batch and seed where it has them."""
         recipe = row["recipe"] if isinstance(row["recipe"], Recipe) else recipe_named(row["recipe"])
         given = {"weights": recipe.weight_bits, "activations": recipe.act_bits, "modules": recipe.modules}
         for name, value in (given | {k: row[k] for k in ("method", "epochs", "pairs") if k in row}).items():
             self.controls[name].value = value
+        self.options |= {name: int(row[name]) for name in ("batch", "seed") if name in row}
 
     @property
     def running(self) -> bool:
@@ -262,7 +263,11 @@ class CalibrationBench(VBox):
     def _reached(self, model: QuantizedSR | DeployedSR) -> str:
         """Adds the model to the table and to the pictures; what it reached."""
         asked, name = self._settings, "quantized" if isinstance(model, QuantizedSR) else "deployed"
-        row = asked | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules)}
+        row = (
+            asked
+            | {k: self.options[k] for k in ("batch", "seed")}
+            | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules)}
+        )
         self.runs.append(row | {"label": model.label})
         if self.tests:
             self._measure(model, self.runs[-1])

@@ -65,10 +65,11 @@ def layer_figure(
         ValueError: the layer was not seen, or is not quantized in `q`.
     """
     own = stats.channels(layer)
+    name = f"layer {own.number[0]}, {layer}"
     maxmin = (float(own.low.min()), float(own.high.max()))
     if q is None:
         parts = {"": (*stats.histogram(layer), maxmin if bits else None, own)}
-        return plots.layer_panels(parts, bits, heading=f"Input of {layer}", caption=caption)
+        return plots.layer_panels(parts, bits, heading=f"Input of {name}", caption=caption)
     bits, bounds = boundaries(q, layer)
     span = (min(b[0] for b in bounds), max(b[1] for b in bounds))
     after = stats.channels(layer, after=True)
@@ -76,7 +77,7 @@ def layer_figure(
         "before LET": (*stats.histogram(layer), maxmin, own),
         "after LET": (*stats.histogram(layer, after=True), span, after),
     }
-    heading = f"Input of {layer}: {bits} bits, MaxMin before LET and the quantizer's boundaries after"
+    heading = f"Input of {name}: {bits} bits, MaxMin before LET and the quantizer's boundaries after"
     grid = bits if len(bounds) == 1 else None
     return plots.layer_panels(parts, grid, q.recipe.zero_point, heading, _weights(q, layer), caption=caption)
 
