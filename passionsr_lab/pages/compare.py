@@ -88,7 +88,11 @@ class Comparison:
         """One picture (3, h, w) as several pipelines restore it, and the original where it is given.
 
         A name says whether its pipeline is simulated or deployed, and how many `seconds` it took where that says
-        something.  `options` as for the class, but for `left` and `right`: the first and the last pipeline.
+        something: full precision as diffusers runs it (`bench deploy` has the fastest float32), and integers.
+
+        Args:
+            models: name -> pipeline.
+            options: as for the class, but for `left` and `right`, which are the first and the last pipeline.
 
         Example:
             >>> import torch, passionsr_lab as lab

@@ -149,7 +149,8 @@ def _calibration(name: str, model: QuantizedSR, records):
 
     yield f"<h3>{html.escape(name)}</h3>"
     if records is not None and (records.event == "step").any():
-        yield _figure(plots.loss_curves(records, f"Calibration loss of each module: {name}"))
+        heading = f"Calibration loss of each module: {name}"
+        yield _figure(plots.loss_curves(records, heading, caption=_caption(model)))
     stages = pd.DataFrame(model.history.get("stages", []))
     if len(stages):
         yield _table(stages[["module", "block", "stage", "of", "first", "loss", "step_length"]])
@@ -162,10 +163,14 @@ def _layers(name: str, model: QuantizedSR, tests: Sequence[Pair], sensitivity):
         columns = [c for c in ("gain_db", "alone_db") if c in sensitivity]
         table = table.merge(sensitivity[["layer", *columns]], on="layer", how="left")
     yield f"<h3>{html.escape(name)}</h3>"
-    caption = {"model": model.name, "recipe": model.recipe.name, "method": model.method.label, "pictures": len(tests)}
-    yield _figure(plots.propagation(errors, caption=caption))
+    yield _figure(plots.propagation(errors, caption=_caption(model) | {"pictures": len(tests)}))
     first = ["number", "layer", "module"]
     yield _table(table[[*first, *(c for c in table if c not in first)]], search=True)
+
+
+def _caption(model: QuantizedSR) -> dict:
+    told = {name: model.history[name] for name in ("pairs", "epochs", "batch", "seed") if name in model.history}
+    return {"model": model.name, "recipe": model.recipe.name, "method": model.method.label, **told, "one": "run"}
 
 
 def _cost(found: dict, full: OneStepSR, size: int) -> DataFrame:
