@@ -55,14 +55,13 @@ def layer_table(q: QuantizedSR):
     for module in MODULES:
         for name, layer in quantized_layers(segment_modules(q, module)).items():
             kind, shape, low, high = "attention", (), float("nan"), float("nan")
-            weight, act = layer.setting.weight_bits, layer.setting.act_bits
+            weight, act = None, layer.setting.act_bits
             if isinstance(layer, QuantLayer):
                 kind, shape = type(layer.layer).__name__, tuple(layer.layer.weight.shape)
+                weight = layer.setting.weight_bits
                 if layer.range.known:
                     low, high = layer.range.low.min().item(), layer.range.high.max().item()
-            rows.append(
-                (numbers[name], module, name, kind, None if kind == "attention" else weight, act, shape, low, high)
-            )
+            rows.append((numbers[name], module, name, kind, weight, act, shape, low, high))
     columns = ["number", "module", "layer", "kind", "weight_bits", "act_bits", "shape", "low", "high"]
     return pd.DataFrame(sorted(rows), columns=columns).astype({"weight_bits": "Int64"})
 

@@ -17,19 +17,8 @@ from .layers import layer_numbers
 from .running import Accumulator, Histogram
 
 LAYER = (
-    "number",
-    "module",
-    "layer",
-    "kind",
-    "channels",
-    "low",
-    "high",
-    "mean",
-    "std",
-    "kurtosis",
-    "outlier_share",
-    "count",
-)
+    "number", "module", "layer", "kind", "channels", "low", "high", "mean", "std", "kurtosis", "outlier_share", "count"
+)  # fmt: skip
 CHANNEL = ("number", "module", "layer", "kind", "channel", "low", "high", "mean", "std", "count")
 
 

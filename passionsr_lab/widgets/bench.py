@@ -121,10 +121,11 @@ class CalibrationBench(VBox):
 
     @property
     def settings(self) -> dict:
-        """What the controls say now: recipe, method, epochs, pairs."""
+        """What a run would have now: the controls' recipe, method, epochs and pairs, and batch and seed."""
         values = {name: control.value for name, control in self.controls.items()}
         widths = f"W{values.pop('weights')}A{values.pop('activations')}"
-        return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values}
+        rest = {name: self.options[name] for name in ("batch", "seed")}
+        return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values, **rest}
 
     def choose(self, row: Mapping) -> None:
         """Takes a row of `lab.grid`: recipe, method, and epochs, pairs, batch and seed where it has them."""
@@ -263,11 +264,7 @@ class CalibrationBench(VBox):
     def _reached(self, model: QuantizedSR | DeployedSR) -> str:
         """Adds the model to the table and to the pictures; what it reached."""
         asked, name = self._settings, "quantized" if isinstance(model, QuantizedSR) else "deployed"
-        row = (
-            asked
-            | {k: self.options[k] for k in ("batch", "seed")}
-            | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules)}
-        )
+        row = asked | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules)}
         self.runs.append(row | {"label": model.label})
         if self.tests:
             self._measure(model, self.runs[-1])
@@ -293,8 +290,7 @@ class CalibrationBench(VBox):
         asked = self._settings or self.settings
         label = METHODS[asked["method"]].label
         caption = {"model": self.pipe.name, "modules": ", ".join(asked["recipe"].modules)}
-        caption |= {k: asked[k] for k in ("pairs", "epochs")} | {k: self.options[k] for k in ("batch", "seed")}
-        caption["one"] = "run"
+        caption |= {k: asked[k] for k in ("pairs", "epochs", "batch", "seed")} | {"one": "run"}
         self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label, caption=caption))
 
     def _say(self, text: str) -> None:
