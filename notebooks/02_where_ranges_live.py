@@ -55,8 +55,8 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="").to_fram
 # ## Naive view: one range per layer
 #
 # `observing` records what enters every Conv2d, Linear and attention, in memory that does not grow with the images:
-# ranges, moments and a histogram per layer. The number of a layer is its place in `lab.layer_numbers`: the same in every
-# table and figure, for every recipe. An attention's q, k and v share that of its product.
+# ranges, moments and a histogram per layer. The number of a layer is its place in `analysis.layers.layer_numbers`: the
+# same in every table and figure, for every recipe. An attention's q, k and v share that of its product.
 
 # %%
 with observing(pipe) as stats:

@@ -21,6 +21,7 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
+from passionsr_lab.analysis.layers import layer_numbers
 from passionsr_lab.cli.deploy import summary
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.pairs import named
@@ -67,7 +68,7 @@ rows = pd.DataFrame(report["rows"])
 rows.groupby(["module", "kind", "runs", "let"], sort=False).size().rename("layers").reset_index()
 
 # %%
-rows.insert(0, "number", rows.layer.map(lab.layer_numbers(pipe)).astype("Int64"))
+rows.insert(0, "number", rows.layer.map(layer_numbers(pipe)).astype("Int64"))
 rows[["number", "layer", "runs", "weight_bits", "act_bits", "let", "why"]]
 
 # %%

@@ -21,7 +21,7 @@ def layer_numbers(pipe: OneStepSR | QuantizedSR) -> dict[str, int]:
 
     Example:
         >>> import passionsr_lab as lab
-        >>> numbers = lab.layer_numbers(lab.tiny())
+        >>> numbers = layer_numbers(lab.tiny())
         >>> numbers["vae.encoder.conv_in"], numbers["vae.decoder.conv_out"] == len(numbers)
         (1, True)
     """

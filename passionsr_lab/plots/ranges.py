@@ -34,7 +34,7 @@ def placed(frame: DataFrame) -> DataFrame:
 
 
 def network_axis(ax, frame: DataFrame, note: str = "") -> None:
-    """x axis of the layers' numbers (`lab.layer_numbers`) with one band per module, of a frame that is `placed`."""
+    """x axis of the layers' numbers (`analysis.layers`) with one band per module, of a frame that is `placed`."""
     first = frame.groupby("module", observed=True).number.min().sort_values()
     ends = [*(first.iloc[1:] - 0.5), frame.number.max() + 0.5]
     if any(first.index):
