@@ -26,7 +26,7 @@ CONTENTS = {
     "methods.table": ("METHODS", "calibrate", "register"),
     "store.folder": ("load", "save"),
     "store.models": ("calibrated", "records"),
-    "analysis.layers": ("layer_numbers", "layer_table"),
+    "analysis.layers": ("layer_table",),
     "analysis.observe": ("observing",),
     "analysis.propagation": ("propagation",),
     "analysis.sensitivity": ("keep_top", "sensitivity"),
