@@ -184,7 +184,7 @@ class CalibrationBench(VBox):
     @property
     def comparison(self) -> Comparison | None:
         """A line to move between what the models so far make of the first test picture; None before there are two."""
-        return Comparison(self.outputs, quality=90) if len(self.outputs) > 1 else None
+        return Comparison(self.outputs, width=440, quality=90) if len(self.outputs) > 1 else None
 
     def _launch(self, work: Callable[[], None]) -> None:
         self._stopping.clear()
@@ -330,7 +330,9 @@ def _run_table(runs: Sequence[Mapping]) -> str:
 
     frame = pd.DataFrame(runs, index=range(1, len(runs) + 1))
     digits = {"seconds": "{:.2g}".format}
-    return frame.to_html(border=0, float_format=lambda value: f"{value:.2f}", na_rep="", formatters=digits)
+    return frame.to_html(
+        border=0, float_format=lambda value: f"{value:.2f}", na_rep="", formatters=digits, justify="left"
+    )
 
 
 def _ending(stopping: threading.Event) -> Callable:
