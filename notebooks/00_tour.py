@@ -55,7 +55,7 @@ name, lr, original = tests[PICTURE]
 pictures = {"HR": original, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[PICTURE]}
 plots.comparison(
     pictures, BOX, heading=f"{name}: ×4 in one step, in full precision", width=1.4 * plots.COLUMN,
-    caption={"model": MODEL, "width": "full precision"},
+    caption={"model": MODEL, "width": "full precision", "n": "1 picture"},
 )  # fmt: skip
 
 # %% [markdown]
