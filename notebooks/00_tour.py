@@ -55,7 +55,7 @@ name, lr, original = tests[PICTURE]
 pictures = {"HR": original, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[PICTURE]}
 plots.comparison(
     pictures, BOX, heading=f"{name}: ×4 in one step, in full precision", width=1.4 * plots.COLUMN,
-    caption={"model": MODEL, "width": "full precision"},
+    caption={"model": MODEL, "width": "full precision", "n": "1 picture"},
 )  # fmt: skip
 
 # %% [markdown]
@@ -98,6 +98,7 @@ table
 # %%
 quantized = {f"{label} {recipe}": images[PICTURE] for (recipe, label), images in outputs.items()}
 scores = {label: f"{psnr_rgb(image, full[PICTURE]):.1f} dB to FP" for label, image in quantized.items()}
+scores["full precision"] = "FP, PSNR to this"
 heading = f"{name}: naive and calibrated quantization, PSNR against full precision (FP)"
 side_by_side = plots.comparison(pictures | quantized, BOX, "HR", scores, heading, rows=2, caption=caption)
 plots.save(side_by_side, "tour_comparison", FIGURES)
@@ -119,7 +120,8 @@ loss
 # %% [markdown]
 # ## Your turn
 # With a running kernel: choose bits and method, press *Calibrate*, watch the curves move; *Stop* ends after the present
-# step and leaves a model that works in `bench.quantized`. Below it, a line to move between two of the pictures above.
+# step and leaves a model that works in `bench.quantized`; *Deploy* makes integers of it and times those. Models that were
+# made stand in a table, and a line can be moved between their pictures. Below it, such a line for the pictures above.
 # The picture in the bench is `widgets.calibration_figure`, as in the cell above; that of the slider is `plots.split`,
 # as in the last figure here.
 
@@ -135,7 +137,7 @@ left, right = (f"{label} {RECIPES[0]}" for label in METHODS.values())
 widgets.Comparison(versions, left, right, quality=90)
 
 # %%
-plots.split(versions[left], versions[right], names=(left, right))
+plots.split(versions[left], versions[right], names=(left, right), caption=caption)
 
 # %% [markdown]
 # ## What this showed

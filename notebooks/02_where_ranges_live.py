@@ -6,7 +6,8 @@
 #
 # **What you will see.** Every layer's input range, kurtosis and outliers in network order; one layer's channels; weights
 # beside activations; signal to quantization noise (SQNR) of each layer alone and accumulated, with the first collapse
-# named; a sensitivity ranking put back into a recipe. About 60 seconds on two CPU cores; no download.
+# named; a sensitivity ranking put back into a recipe, and the best recipe within a budget. About 90 seconds on two CPU
+# cores; no download.
 #
 # Quantization here is **simulated** (fake quantization in floating point): it shows quality, not speed.
 
@@ -18,13 +19,14 @@ import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
+from passionsr_lab.analysis.budget import budget_range, each_width
 from passionsr_lab.analysis.observe import observing, weight_channels
 from passionsr_lab.analysis.propagation import collapse, propagation
 from passionsr_lab.analysis.sensitivity import keep_top, measure, sensitivity
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
 from passionsr_lab.tools.notebooks import figures_folder
-from passionsr_lab.widgets import follow, layer_explorer, layer_figure
+from passionsr_lab.widgets import budget_explorer, budget_figure, follow, layer_explorer, layer_figure
 
 # %% tags=["parameters"]
 MODEL = "tiny"
@@ -37,6 +39,8 @@ FLOOR = 10.0  # dB; below it a layer's accumulated SQNR counts as collapsed
 LIMIT = 6  # layers whose sensitivity is measured because their own SQNR is lowest
 TRUNK = ("*.conv_in", "*.conv_out", "*quant_conv", "*samplers*", "*conv_shortcut")  # and by name
 KEEP = 5  # layers spared at 8 bits
+WIDTHS = (3, 4, 6, 8)  # bits that a layer may get under a budget
+PERCENT = 30  # of the way from the least that these widths allow to the most: the budget shown
 SEED = 0
 FIGURES = figures_folder()
 
@@ -51,7 +55,8 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="").to_fram
 # ## Naive view: one range per layer
 #
 # `observing` records what enters every Conv2d, Linear and attention, in memory that does not grow with the images:
-# ranges, moments and a histogram per layer.
+# ranges, moments and a histogram per layer. The number of a layer is its place in `analysis.layers.layer_numbers`: the
+# same in every table and figure, for every recipe. An attention's q, k and v share that of its product.
 
 # %%
 with observing(pipe) as stats:
@@ -69,7 +74,7 @@ fig
 # distribution; the share of values beyond 6 standard deviations is then 2e-9.
 
 # %%
-columns = ["module", "layer", "channels", "low", "high", "std", "kurtosis", "outlier_share"]
+columns = ["number", "module", "layer", "channels", "low", "high", "std", "kurtosis", "outlier_share"]
 worst = layers.nlargest(8, "kurtosis")[columns]
 worst.style.hide(axis="index").format(precision=2).format("{:.2%}", subset="outlier_share")
 
@@ -81,10 +86,10 @@ worst.style.hide(axis="index").format(precision=2).format("{:.2%}", subset="outl
 
 # %%
 shown = str(worst.layer.iloc[0])
-layer_explorer(stats, layer=shown, bits=BITS)
+layer_explorer(stats, layer=shown, bits=BITS, caption=seen)
 
 # %%
-fig = layer_figure(stats, shown, bits=BITS)
+fig = layer_figure(stats, shown, bits=BITS, caption=seen)
 plots.save(fig, "02_one_layer", FIGURES)
 fig
 
@@ -105,20 +110,16 @@ def fill(frame) -> float:
 plain = layers[layers.kind.isin(["Conv2d", "Linear"])].reset_index(drop=True)
 filled = pd.DataFrame(
     [
-        {"layer": i + 1, "share": 100 * fill(frame), "of": kind}
-        for i, name in enumerate(plain.layer.astype(str))
+        {"number": number, "module": module, "layer": name, "share": 100 * fill(frame), "of": kind}
+        for number, module, name in zip(plain.number, plain.module, plain.layer.astype(str))
         for kind, frame in (
             ("activation, input channels", stats.channels(name)),
             ("weight, output channels", weight_channels(pipe, name)),
         )
     ]
 )
-fig = plots.curves(
-    filled, "layer", "share", "of",
-    ("Conv2d or Linear, in network order", "share of the range (%)"),
-    "How much of a tensor's range its median channel fills: activations against weights", width=plots.PAGE,
-    caption=seen,
-)  # fmt: skip
+heading = "How much of a tensor's range its median channel fills: activations against weights"
+fig = plots.layer_curves(filled, "share", "of", "share of the range (%)", heading, caption=seen)
 plots.save(fig, "02_fill", FIGURES)
 fig
 
@@ -136,7 +137,8 @@ q = lab.calibrated(pipe, RECIPE, METHOD, calibration)
 noise = propagation(q, [pair.lr for pair in test])
 first = collapse(noise, FLOOR)
 heading = f"{RECIPE}, {METHOD.upper()} (simulated): noise of each layer alone, and with all before it"
-used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": len(calibration), "seed": SEED, "one": "run"}
+used = {"model": MODEL, "method": METHOD, "width": RECIPE, "pairs": f"{len(calibration)} of {SIZE} px", "seed": SEED}
+used["one"] = "run"
 fig = plots.propagation(noise, FLOOR, heading=heading, caption=used | {"pictures": len(test)})
 plots.save(fig, "02_propagation", FIGURES)
 print(f"first layer whose accumulated SQNR is below {FLOOR:g} dB: {first}")
@@ -195,6 +197,25 @@ result.style.format(precision=2).set_caption(f"PSNR (dB) against full precision,
 
 # %%
 print("\n".join(name for name, _ in recipes[f"trunk: {KEEP} at 8 bits"].overrides[-KEEP:]))
+
+# %% [markdown]
+# ## Under a budget
+#
+# `width_errors` measures what each layer alone costs the picture at several widths; errors add up to first order, so that
+# the best recipe within a budget is a knapsack, which is solved exactly. With a running kernel: choose the budget, see
+# which layers get how many bits, and take the recipe away, as Python or JSON. The cell after it is the static twin.
+
+# %%
+places = len(WIDTHS) * len(noise)
+errors = pd.DataFrame(follow(each_width(pipe, few[:1], WIDTHS, METHOD), places, "layers and widths", knobs="WIDTHS"))
+budget_caption = used | {"width": ", ".join(map(str, WIDTHS)) + " bits", "pairs": f"1 of {few[0].hr.shape[-1]} px"}
+budget_explorer(pipe, errors, percent=PERCENT, caption=budget_caption)
+
+# %%
+least, most = budget_range(pipe, errors)
+fig = budget_figure(pipe, errors, least + PERCENT / 100 * (most - least), caption=budget_caption)
+plots.save(fig, "02_budget", FIGURES)
+fig
 
 # %% [markdown]
 # ## The claim

@@ -53,7 +53,7 @@ pd.Series(provenance(MODEL, SEED, f"{BITS} bits, {ZERO_POINT} zero point"), name
 # gives it to the boundary that clips it. Inside, a boundary still gets the rounding error's share, because $\Delta$ moves.
 
 # %%
-fig = plots.quantizer_curve(3, -0.4, 1.1, ZERO_POINT)
+fig = plots.quantizer_curve(3, -0.4, 1.1, ZERO_POINT, caption="Eq. 3 itself: no model, no data")
 plots.save(fig, "03_staircase", FIGURES)
 fig
 
@@ -76,8 +76,8 @@ x, x_test = values(LAYER, "calibration"), values(LAYER, "test")
 low, high = x.min(), x.max()
 inner = x.quantile(torch.tensor([0.001, 0.999])).tolist()
 print(f"{low:.3g} to {high:.3g}, but 99.8 % of the values from {inner[0]:.3g} to {inner[1]:.3g}")
-caption = {"model": MODEL, "layer": LAYER, "values": f"of {COUNT} crops of {SIZE} px", "seed": SEED}
-fig = boundary_figure(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER)
+caption = {"model": MODEL, "layer": LAYER, "n": f"{len(x)} values of {COUNT} crops of {SIZE} px", "seed": SEED}
+fig = boundary_figure(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER, caption=caption)
 plots.save(fig, "03_maxmin", FIGURES)
 fig
 
@@ -86,10 +86,10 @@ fig
 # to MaxMin and to the best pair. The cell after it is the same picture from the plain function, at a boundary of our choice.
 
 # %%
-boundary_explorer(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER)
+boundary_explorer(x, bits=BITS, zero_point=ZERO_POINT, name=LAYER, caption=caption)
 
 # %%
-boundary_figure(x, float(low) / 2, float(high) / 2, BITS, ZERO_POINT, LAYER)
+boundary_figure(x, float(low) / 2, float(high) / 2, BITS, ZERO_POINT, LAYER, caption)
 
 # %% [markdown]
 # ## Is the straight-through gradient of any use?
@@ -135,7 +135,9 @@ def learn(x, bits: int, zero_point: str, shape: tuple = ()) -> tuple[BoundaryQua
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, 0.05 * RATE)
     for step in range(STEPS):
         loss = (quantizer(x, *ends(x, shape)) - x).square().mean()
-        rows.append({"step": step, "sqnr": -10 * np.log10(loss.item() / x.square().mean().item())})
+        lower, upper = (b.mean().item() for b in quantizer.bounds(*ends(x, shape)))
+        db = -10 * np.log10(loss.item() / x.square().mean().item())
+        rows.append({"step": step, "sqnr": db, "lower": lower, "upper": upper})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -156,10 +158,14 @@ def sqnr(quantizer: BoundaryQuantizer, x, low, high) -> float:
 
 
 quantizer, record = learn(x, BITS, ZERO_POINT)
-fig = plots.curves(
-    record, "step", "sqnr", labels=("step", "signal to quantization noise (dB)"),
-    heading=f"Two boundaries on their way from MaxMin (step 0), {BITS} bits", caption=caption | {"one": "run"},
-)  # fmt: skip
+learning = caption | {"method": "LBQ", "steps": STEPS, "one": "run"}
+best_pair = best_boundaries(sample(x), BITS, ZERO_POINT)
+way = record.assign(**dict(zip(("best lower", "best upper"), best_pair)))
+way = way.melt("step", ["upper", "best upper", "best lower", "lower"], "boundary", "value")
+heading = (
+    f"Two boundaries on their way from MaxMin, {BITS} bits: {record.sqnr.iloc[0]:.1f} to {record.sqnr.max():.1f} dB"
+)
+fig = plots.curves(way, "step", "value", "boundary", ("step", "boundary"), heading, caption=learning)
 plots.save(fig, "03_learning", FIGURES)
 fig
 
@@ -173,8 +179,8 @@ lowers = np.linspace(float(low), float(low) + 0.45 * width, 32)
 uppers = np.linspace(float(high) - 0.45 * width, float(high), 32)
 surface = plots.error_grid(x, lowers, uppers, BITS, ZERO_POINT)
 fig = plots.error_surface(
-    lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "learned": learned},
-    heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=caption,
+    lowers, uppers, surface, {"MaxMin": (float(low), float(high)), "LBQ": learned},
+    heading=f"{LAYER}: quality against the boundaries, {BITS} bits", caption=learning,
 )  # fmt: skip
 plots.save(fig, "03_surface", FIGURES)
 fig
@@ -196,7 +202,7 @@ for bits in ALL_BITS:
 frame = pd.DataFrame(rows)
 fig = plots.curves(
     frame, "bits", "sqnr", "method", ("bits", "signal to quantization noise (dB)"),
-    "MaxMin against LBQ on one layer's input, test pictures (simulated)", caption=caption | {"one": "run each"},
+    "MaxMin against LBQ on one layer's input, test pictures (simulated)", caption=caption | {"steps": STEPS, "one": "run each"},
 )  # fmt: skip
 plots.save(fig, "03_bits", FIGURES)
 fig
@@ -249,8 +255,7 @@ weights.rename_axis("bits").style.format(precision=2).set_caption(f"SQNR (dB) of
 # MaxMin on pictures that were not learned from, most at few bits.
 
 # %%
-best = best_boundaries(sample(x), BITS, ZERO_POINT)
-best_sqnr = plots.error_grid(x, [best[0]], [best[1]], BITS, ZERO_POINT).item()
+best_sqnr = plots.error_grid(x, [best_pair[0]], [best_pair[1]], BITS, ZERO_POINT).item()
 assert record.sqnr.iloc[-1] > best_sqnr - 0.5, f"learned {record.sqnr.iloc[-1]:.2f} dB, best {best_sqnr:.2f} dB"
 gain = table["LBQ, integer zero point"] - table["MaxMin"]
 assert gain.loc[:BITS].min() > 0.5, f"learning helps at {BITS} bits and below, on test pictures"

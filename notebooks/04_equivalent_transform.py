@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 import passionsr_lab as lab
 from passionsr_lab import plots
-from passionsr_lab.analysis.layers import layer_table
+from passionsr_lab.analysis.layers import scale_factors
 from passionsr_lab.analysis.observe import layer_input, observing
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.psnr import psnr_rgb
@@ -61,10 +61,12 @@ pd.Series(provenance(MODEL, SEED, ", ".join(RECIPES)), name="").to_frame()
 
 # %%
 layer, x = pipe.get_submodule(LAYER), layer_input(pipe, LAYER, calibration[0].lr)
-let_explorer(layer, x, ALPHA, BITS, LAYER)
+alpha_caption = {"model": MODEL, "method": "LET's start", "width": f"{BITS} bits", "n": f"1 picture of {SIZE} px"}
+alpha_caption |= {"seed": SEED, "one": "run"}
+let_explorer(layer, x, ALPHA, BITS, LAYER, alpha_caption)
 
 # %%
-fig = let_figure(layer, x, ALPHA, BITS, LAYER)
+fig = let_figure(layer, x, ALPHA, BITS, LAYER, caption=alpha_caption)
 plots.save(fig, "04_alpha", FIGURES)
 fig
 
@@ -153,30 +155,24 @@ q = lab.calibrated(pipe, RECIPES[-1], let, calibration)
 with observing(q) as stats, mode(q, "float"):
     for pair in test[:2]:
         q(pair.lr)
-module_of = layer_table(q).set_index("layer").module
-factors = pd.concat(
-    pd.DataFrame({"module": module_of[name], "layer": name, "scale": m.transform.scale.detach()})
-    for name, m in q.layers.items()
-    if isinstance(m, QuantLayer)
-)
-order = [name for name in module_of.index if name in set(factors.layer)]
-factors["layer"] = pd.Categorical(factors.layer, order, ordered=True)
-caption = {"model": MODEL, "method": "LET's start", "width": RECIPES[-1], "pairs": len(calibration), "seed": SEED}
-fig = plots.scales(factors.sort_values("layer", kind="stable"), caption=caption)
+caption = {"model": MODEL, "method": "LET's start", "width": RECIPES[-1]}
+caption |= {"pairs": f"{len(calibration)} of {SIZE} px", "seed": SEED, "one": "run"}
+fig = plots.scales(scale_factors(q), caption=caption)
 plots.save(fig, "04_scales", FIGURES)
 fig
 
 # %%
 before, after = stats.channels(), stats.channels(after=True)
-fig = plots.activations(before, after, caption=caption | {"pictures": "2 of the test"})
+caption["pictures"] = f"2 of the test, {TEST_SIZE} px"
+fig = plots.activations(before, after, caption=caption)
 plots.save(fig, "04_activations", FIGURES)
 fig
 
 # %%
-layer_explorer(stats, q, LAYER)
+layer_explorer(stats, q, LAYER, caption=caption)
 
 # %%
-fig = layer_figure(stats, LAYER, q)
+fig = layer_figure(stats, LAYER, q, caption=caption)
 plots.save(fig, "04_one_layer", FIGURES)
 fig
 
@@ -245,7 +241,7 @@ result.style.format(precision=2).set_caption("PSNR (dB) against full precision, 
 
 # %%
 heading = "MaxMin against LET's start (simulated): PSNR to full precision"
-caption = {"model": MODEL, "pairs": len(calibration), "seed": SEED, "one": "run each"}
+caption = {"model": MODEL, "pairs": f"{len(calibration)} of {SIZE} px", "seed": SEED, "one": "run each"}
 fig = plots.comparison(pictures, BOX, "full precision", heading=heading, caption=caption)
 plots.save(fig, "04_pictures", FIGURES)
 fig

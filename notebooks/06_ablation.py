@@ -137,13 +137,16 @@ whole if runs is not None else None
 
 # %% [markdown]
 # ## Any row again, or another
-# With a running kernel: a row of the table above, or any widths, modules, method and budget; runs stand below each other
-# with their difference to the first.
+# With a running kernel: a row of the live table, seed and all, or any widths, modules, method and budget. Models that were
+# made stand below each other with their difference to the first; the line moves between the pictures of any two, or shows
+# their difference. *Deploy* adds the same model in integers, with its seconds.
 
 # %%
 pairs = lab.bundled("calibration", PAIRS, SIZE, SEED)
 tests = lab.bundled("test", TEST_PAIRS, TEST_SIZE, SEED)
-widgets.calibration_bench(lab.load(MODEL), pairs, tests, RECIPE, epochs=EPOCHS, rows=configurations)
+widgets.calibration_bench(
+    lab.load(MODEL), pairs, tests, RECIPE, epochs=EPOCHS, batch=BATCH, seed=SEED, rows=configurations
+)
 
 # %% [markdown]
 # ## What this showed

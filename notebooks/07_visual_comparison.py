@@ -89,6 +89,7 @@ def comparison(name, recipe):
     pictures = {"HR": tests[name].hr, "LR": lr, "bicubic": upsample(lr[None])[0], "full precision": full[name]}
     pictures |= {label: images[name] for (bits, label), images in outputs.items() if bits == recipe}
     numbers = {k: f"{psnr_rgb(x, full[name]):.1f} dB to FP" for k, x in pictures.items() if k in METHODS.values()}
+    numbers["full precision"] = "FP, PSNR to this"
     heading = f"{name}, ×4: all methods at {recipe}"
     return plots.comparison(pictures, BOXES[name], "HR", numbers, heading, rows=2, caption=caption)
 
@@ -118,7 +119,7 @@ left, right = f"MaxMin {RECIPES[0]}", f"PassionSR {RECIPES[0]}"
 widgets.Comparison(versions, left, right, quality=50)
 
 # %%
-plots.split(versions[left], versions[right], names=(left, right))
+plots.split(versions[left], versions[right], names=(left, right), caption=caption)
 
 # %% [markdown]
 # ## What this showed

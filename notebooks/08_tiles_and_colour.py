@@ -39,7 +39,7 @@ TILES = (8, 16, 32)  # edges in latent pixels; one is `pipe.factor` HR pixels
 OVERLAPS = (0, 4, 8, 16)  # in latent pixels, up to half a tile; tiles begin where the UNet divides, at multiples of 4
 SHOWN = 32  # the tile of the maps and of the quantized model
 RECIPE, PAIRS = "W6A6", 6
-MEMORY = (32, 64, 96)  # LR edges whose memory is measured
+MEMORY = (32, 48, 64, 80, 96)  # LR edges whose memory is measured
 SEED = 1
 FIGURES = figures_folder()
 
@@ -182,7 +182,10 @@ shifts.unstack().round(1)
 zoomed = {"HR": pair.hr, "enlarged LR": reference} | {f"{bits}, {fix}": p for (bits, fix), p in pictures.items()}
 scores = {name: f"{psnr_y(p, pair.hr):.2f} dB on Y" for name, p in zoomed.items() if name != "HR"}
 heading = f"Colour fixes, in tiles of {SHOWN} latents"
-fig = plots.comparison(zoomed, BOX, "HR", scores, heading, rows=2, caption=caption | {"quantized": f"{PAIRS} pairs"})
+fig = plots.comparison(
+    zoomed, BOX, "HR", scores, heading, rows=2,
+    caption=caption | {"width": f"full precision and {RECIPE}", "method": "MaxMin", "pairs": PAIRS},
+)  # fmt: skip
 plots.save(fig, "08_colour", FIGURES)
 fig
 
@@ -217,7 +220,7 @@ rows = [{"picture": name, "edge": edge, "MiB": mib} for (name, edge), mib in zip
 memory = pd.DataFrame(rows)
 fig = plots.curves(
     memory, "edge", "MiB", "picture", ("edge of the LR picture (pixels)", "working memory (MiB)"),
-    "Memory beside the output, whole and in tiles", caption={"model": MODEL, "device": DEVICE, "one": "run"},
+    "Memory beside the output, whole and in tiles", caption={"model": MODEL, "width": "full precision", "device": DEVICE, "one": "run each"},
 )  # fmt: skip
 plots.save(fig, "08_memory", FIGURES)
 fig

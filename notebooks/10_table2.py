@@ -73,19 +73,34 @@ table.round(4)
 # ## With its uncertainty
 # The interval of a mean over few pictures is wide, because pictures differ; the difference of two methods on the same
 # pictures is known much better. Both are below: the means with their 95 % bootstrap intervals, and the paired
-# difference of PassionSR and MaxMin.
+# differences to full precision, and of PassionSR and MaxMin.
 
 # %%
 scores = tables.read_table(f"{out}/table2_images.csv")
 means = summary(scores)
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+caption |= {"one run": "each", "pictures": f"{COUNT or 'all'} of {CROP or 'any'} px"}
 figure = plots.intervals(
     means,
     labels={"psnr_y": "PSNR-Y (dB)", "ssim_y": "SSIM-Y"},
     heading=f"Quality on {', '.join(DATASETS)}, 95 % intervals",
-    caption=caption | {"one run": "each", "pictures": f"{COUNT or 'all'} of {CROP or 'any'} px"},
+    caption=caption,
 )
 plots.save(figure, "10_intervals", FIGURES)
+figure
+
+# %%
+each = ["dataset", "metric", "name"]
+full = scores[scores.method == "PassionSR-FP"][[*each, "value"]]
+lost = scores[~scores.method.isin(["FP", "PassionSR-FP"])].merge(full, on=each, suffixes=("", "_full"))
+lost = lost.assign(value=lost.value - lost.value_full).drop(columns="value_full")
+figure = plots.intervals(
+    summary(lost),
+    labels={"psnr_y": "PSNR-Y less that of full precision (dB)", "ssim_y": "SSIM-Y less that of full precision"},
+    heading=f"What low bits cost on {', '.join(DATASETS)}: paired differences, 95 % intervals",
+    caption=caption,
+)
+plots.save(figure, "10_differences", FIGURES)
 figure
 
 # %%

@@ -228,7 +228,7 @@ if runs is not None:
     told = {k: ", ".join(map(str, runs[k].unique())) for k in ("model", "pairs", "size", "epochs", "batch")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
     whole = plots.curves(
-        runs, "bits", "psnr_fp", "label", ("bits of weights and activations", "PSNR to full precision (dB)"),
+        runs.assign(method=runs.label), "bits", "psnr_fp", "method", ("bits of weights and activations", "PSNR to full precision (dB)"),
         "Every method from 8 to 2 bits", width=plots.PAGE, caption=told,
     )  # fmt: skip
     plots.save(whole, "13_low_bits", FIGURES)

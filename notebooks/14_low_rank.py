@@ -70,25 +70,16 @@ starts = {
     "budget": untrained("quantvsr", budget=SHARE),
 }
 ranks = pd.DataFrame({rule: branch_ranks(q) for rule, q in starts.items()}).fillna(0).astype(int)
-ranks.insert(
-    0,
-    "module",
-    [
-        "unet" if n.startswith("unet") else "decoder" if ".decoder" in n or "post" in n else "encoder"
-        for n in ranks.index
-    ],
-)
-ranks.groupby("module").agg(["min", "mean", "max"]).reindex(MODULES).round(1)
+labels = lab.layer_table(starts["budget"]).set_index("layer")[["number", "module"]]
+ranks = labels.join(ranks, how="right")
+ranks.groupby("module")[list(starts)].agg(["min", "mean", "max"]).reindex(MODULES).round(1)
 
 # %%
-order = [layer for layer in frame.layer if layer in ranks.index]
-curve = ranks.loc[order].reset_index(names="layer").melt(["layer", "module"], list(starts), "rule", "rank")
-curve["place"] = curve.layer.map({name: i for i, name in enumerate(order)})
+curve = ranks.reset_index(names="layer").melt(["number", "module", "layer"], list(starts), "rule", "rank")
 caption = {"model": MODEL, "recipe": RECIPE, "pairs": f"{PAIRS} of {SIZE} px", "seed": f"{SEED}, one run"}
-rank_figure = plots.curves(
-    curve, "place", "rank", "rule", ("layer, in the order in which they run", "rank of the branch"),
-    "Ranks of the 16-bit branches", width=plots.PAGE, caption=caption,
-)  # fmt: skip
+rank_figure = plots.layer_curves(
+    curve, "rank", "rule", "rank of the branch", "Ranks of the 16-bit branches", caption=caption
+)
 plots.save(rank_figure, "14_ranks", FIGURES)
 rank_figure
 
@@ -123,7 +114,7 @@ table.set_index("rank").round(3)
 long = table.melt(["rank"], ["energy left", "error of rounding"], "quantity", "part")
 weight_figure = plots.curves(
     long, "rank", "part", "quantity", ("rank of the branch", "part of that without a branch"),
-    f"What is left of {LAYER}", caption={"model": MODEL, "weight bits": layer.setting.weight_bits, "measured": "on the weight"},
+    f"What is left of {LAYER}", caption={"model": MODEL, "weight bits": layer.setting.weight_bits, "n": "1 weight, no data"},
 )  # fmt: skip
 plots.save(weight_figure, "14_weight", FIGURES)
 weight_figure

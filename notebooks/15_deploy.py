@@ -14,19 +14,19 @@
 # same model in integers. Weights of fewer than 8 bits are stored as such and computed in 8-bit containers.
 
 # %%
-import statistics
 import tempfile
-import time
 
 import pandas as pd
 import torch
 
 import passionsr_lab as lab
 from passionsr_lab import plots
+from passionsr_lab.analysis.layers import layer_numbers
 from passionsr_lab.cli.deploy import summary
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.pairs import named
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
+from passionsr_lab.pages.compare import Comparison, seconds
 from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.util.machine import processor
 
@@ -68,7 +68,8 @@ rows = pd.DataFrame(report["rows"])
 rows.groupby(["module", "kind", "runs", "let"], sort=False).size().rename("layers").reset_index()
 
 # %%
-rows[["layer", "runs", "weight_bits", "act_bits", "let", "why"]]
+rows.insert(0, "number", rows.layer.map(layer_numbers(pipe)).astype("Int64"))
+rows[["number", "layer", "runs", "weight_bits", "act_bits", "let", "why"]]
 
 # %%
 told = summary(report)
@@ -123,27 +124,29 @@ found, pair = outputs[PICTURE], tests[PICTURE]
 difference = (8 * (found["deployed"] - found["simulated"]) + 0.5).clamp(0, 1)
 images = {"HR": pair.hr, **found, "difference x 8": difference}
 shown = {name: psnr_rgb(image, found["simulated"]) for name, image in images.items() if name in found}
-scores = {name: "" if name not in shown or name == "simulated" else f"{shown[name]:.1f} dB" for name in images}
+scores = {name: f"{db:.1f} dB" for name, db in shown.items()} | {"simulated": "PSNR to this"}
 caption = {"model": MODEL, "method": METHOD, "bits": RECIPE, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS}
-caption |= {"seed": SEED, "one run": "PSNR to the simulated picture", "engine": BACKEND}
-figure = plots.comparison(images, BOX, scores=scores, heading="Simulated and deployed", caption=caption)
+caption |= {"seed": SEED, "one": "run", "n": f"1 picture of {TEST_SIZE} px", "engine": BACKEND}
+heading = "Simulated and deployed: PSNR to the simulated picture"
+figure = plots.comparison(images, BOX, scores=scores, heading=heading, caption=caption)
 plots.save(figure, "15_deploy", FIGURES)
 figure
 
 # %% [markdown]
 # ## Seconds
-# Of the deployed model only, on this machine and this number of threads; `bench deploy` measures it beside the fastest
-# float32 route.
+# On this machine and this number of threads: of the deployed model, and of full precision as diffusers runs it;
+# `bench deploy` measures it beside the fastest float32 route. The simulated model has none.
 
 # %%
-times = []
-for _ in range(ROUNDS):
-    start = time.perf_counter()
-    deployed(pair.lr)
-    times.append(time.perf_counter() - start)
-print(
-    f"deployed: {statistics.median(times):.3f} s for {TEST_SIZE} x {TEST_SIZE} pixels, {torch.get_num_threads()} threads"
-)
+for name, model in (("full precision", pipe), ("deployed", deployed)):
+    took = seconds(model, pair.lr, ROUNDS)
+    print(f"{name}: {took:.3f} s for {TEST_SIZE} x {TEST_SIZE} pixels, {torch.get_num_threads()} threads")
+
+# %% [markdown]
+# A line to move between any two of the pictures:
+
+# %%
+Comparison.of({"full precision": pipe, RECIPE: q, f"{RECIPE} in integers": deployed}, pair.lr, pair.hr)
 
 # %% [markdown]
 # ## The claim

@@ -6,7 +6,7 @@ exactly, by SciPy's integer programming (HiGHS).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..util.names import MODULES
 from .bitcost import recipe_cost
 from .cost import count
+from .layers import layer_numbers
 from .sensitivity import Bench
 
 if TYPE_CHECKING:
@@ -36,33 +37,37 @@ BUDGETS = {  # name -> what one layer at `bits` adds to it, given its weights an
 }
 
 
-@torch.no_grad()
 def width_errors(
-    pipe: OneStepSR,
-    pairs: Sequence[Pair | tuple],
-    widths: Sequence[int] = WIDTHS,
-    method: str = UNTRAINED,
-    callback: Callable[[dict], None] | None = None,
+    pipe: OneStepSR, pairs: Sequence[Pair | tuple], widths: Sequence[int] = WIDTHS, method: str = UNTRAINED
 ) -> DataFrame:
     """What every layer costs the picture at every width: one row per layer and width.
 
-    Columns: module, layer, bits (of weights and activations), error: the mean squared error of the picture, in [0, 1],
-    when only this layer is quantized.  Cost: one partial pass per row; images of one size go as one batch.
+    Columns: number (see `layer_numbers`), module, layer, bits (of weights and activations), error: the mean squared
+    error of the picture, in [0, 1], when only this layer is quantized.  Cost: one partial pass per row; images of one
+    size go as one batch.
 
     Args:
         pipe: a full-precision pipeline, which stays as it is.
         pairs: `Pair`s or (lr, hr) tuples that calibrate, with `method`, and measure.
         widths: bit widths, 2 to 16.
-        callback: called with every row as it comes.
 
     Raises:
         ValueError: no pairs or widths, or a width that does not exist.
     """
     import pandas as pd
 
+    return pd.DataFrame(each_width(pipe, pairs, widths, method))
+
+
+@torch.no_grad()
+def each_width(
+    pipe: OneStepSR, pairs: Sequence[Pair | tuple], widths: Sequence[int] = WIDTHS, method: str = UNTRAINED
+) -> Iterator[dict]:
+    """Yields the rows of `width_errors` as they come."""
     if not widths or len(set(widths)) < len(widths):
         raise ValueError(f"widths are some bit widths, each once, not {tuple(widths)!r}.")
-    recipes, rows = [recipe_named(f"W{bits}A{bits}", at_least=()) for bits in sorted(widths)], []
+    recipes = [recipe_named(f"W{bits}A{bits}", at_least=()) for bits in sorted(widths)]
+    numbers = layer_numbers(pipe)
     for one in recipes:
         q = quantize(pipe, one)
         with torch.enable_grad():
@@ -72,10 +77,8 @@ def width_errors(
             for name, layer in quantized_layers(segment_modules(q, module)).items():
                 with mode(q, "float"), mode(layer, "quantized"):
                     error = 10 ** (-bench.psnr(module, "float") / 10)
-                rows.append({"module": module, "layer": name, "bits": one.weight_bits, "error": error})
-                if callback is not None:
-                    callback(rows[-1])
-    return pd.DataFrame(rows)
+                labels = {"number": numbers[name], "module": module, "layer": name}
+                yield labels | {"bits": one.weight_bits, "error": error}
 
 
 def within_budget(

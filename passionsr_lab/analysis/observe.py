@@ -13,11 +13,13 @@ from ..pipeline.onestep import OneStepSR
 from ..quantization.attention import QuantAttention
 from ..quantization.layer import QuantLayer
 from ..util.hooks import hooks
-from ..util.names import MODULES
+from .layers import layer_numbers
 from .running import Accumulator, Histogram
 
-LAYER = ("module", "layer", "kind", "channels", "low", "high", "mean", "std", "kurtosis", "outlier_share", "count")
-CHANNEL = ("module", "layer", "kind", "channel", "low", "high", "mean", "std", "count")
+LAYER = (
+    "number", "module", "layer", "kind", "channels", "low", "high", "mean", "std", "kurtosis", "outlier_share", "count"
+)  # fmt: skip
+CHANNEL = ("number", "module", "layer", "kind", "channel", "low", "high", "mean", "std", "count")
 
 
 class Site(NamedTuple):
@@ -30,27 +32,28 @@ class Site(NamedTuple):
 
 
 class Stats:
-    """What `observing` has seen so far.  `layer` columns are ordered categories in network order, that of execution.
+    """What `observing` has seen so far, in the order of `layer_numbers`; `layer` columns are categories in that order.
 
     With `after=True` the same values as the quantizers see them, after LET (without a convolution's padding): of a
     quantized pipeline's quantized layers only, otherwise `ValueError`.
     """
 
-    def __init__(self):
+    def __init__(self, numbers: dict[str, int]):
+        self._numbers = numbers
         self._seen: dict[bool, dict[str, tuple[dict, Accumulator]]] = {False: {}, True: {}}  # of labels by name
 
     def layers(self, after: bool = False):
-        """One row per layer, of its input: module, layer, kind, channels, low, high, mean, std, kurtosis, ...
+        """One row per layer, of its input: number, module, layer, kind, channels, low, high, mean, std, kurtosis, ...
 
-        Attentions have three rows, `NAME.q`, `NAME.k` and `NAME.v`.  `kurtosis` is the fourth standardized moment: 3
-        for a normal distribution, NaN for a constant.  `outlier_share` (0 to 1) counts the histogram bins that lie
-        wholly more than 6 standard deviations from the mean: exact but for one bin's width, which is at most 1/256 of
-        the largest magnitude.  `count` is the number of values.
+        Attentions have three rows, `NAME.q`, `NAME.k` and `NAME.v`, with one number.  `kurtosis` is the fourth
+        standardized moment: 3 for a normal distribution, NaN for a constant.  `outlier_share` (0 to 1) counts the
+        histogram bins that lie wholly more than 6 standard deviations from the mean: exact but for one bin's width,
+        which is at most 1/256 of the largest magnitude.  `count` is the number of values.
         """
         return self._ordered([labels | a.summary() for labels, a in self._select(after)], LAYER)
 
     def channels(self, layer: str | None = None, after: bool = False):
-        """One row per input channel of one layer, or of all: module, layer, kind, channel, low, high, mean, std, count.
+        """One row per input channel of one layer, or of all: number, module, layer, kind, channel, low, high, ...
 
         `count` is the number of values in the channel.  `ValueError` for a layer that was not seen.
         """
@@ -72,7 +75,9 @@ class Stats:
     def _add(self, site: Site, x: Tensor, dim: int, after: bool = False) -> None:
         seen = self._seen[after]
         if site.name not in seen:
-            labels = {"module": site.module, "layer": site.name, "kind": site.kind}
+            path = site.name.rpartition(".")[0] if site.kind == "attention" else site.name
+            number = self._numbers[path.replace("_orig_mod.", "")]
+            labels = {"number": number, "module": site.module, "layer": site.name, "kind": site.kind}
             seen[site.name] = labels, Accumulator(x.shape[dim])
         try:
             seen[site.name][1].add(x.detach(), dim)
@@ -82,7 +87,7 @@ class Stats:
     def _select(self, after: bool) -> list[tuple[dict, Accumulator]]:
         if after and self._seen[False] and not self._seen[True]:
             raise ValueError("Only the layers of a quantized pipeline have values after LET; use after=False.")
-        return sorted(self._seen[after].values(), key=lambda entry: MODULES.index(entry[0]["module"]))
+        return sorted(self._seen[after].values(), key=lambda entry: entry[0]["number"])
 
     def _one(self, layer: str, after: bool) -> tuple[dict, Accumulator]:
         self._select(after)
@@ -116,7 +121,7 @@ def observing(pipe: OneStepSR) -> Iterator[Stats]:
         >>> stats.layers().layer.iloc[0]
         'vae.encoder.conv_in'
     """
-    stats = Stats()
+    stats = Stats(layer_numbers(pipe))
     with hooks() as add:
         for site in sites(pipe):
             for register, hook in _watch(stats, site):

@@ -16,16 +16,18 @@ from ..quantization.layer import Quantized, QuantLayer, mode
 from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
 from ..util.hooks import hooks
 from ..util.names import MODULES
+from .layers import layer_numbers
 
 
 @torch.no_grad()
 def propagation(q: QuantizedSR, images: Sequence[Image.Image | Tensor]):
-    """SQNR in dB at the output of every quantized layer, in network order, that of execution.
+    """SQNR in dB at the output of every quantized layer, in the order of `layer_numbers`, that of execution.
 
-    Columns: module, layer (an ordered category), local_db, accumulated_db.  SQNR is 10 log10(sum y^2 / sum (y - y')^2)
-    over all values of all images, with y the layer's output in the full-precision network.  For `local_db` y' comes
-    from this layer alone quantized, on the full-precision input; for `accumulated_db` everything before it is quantized
-    too.  An attention's output is softmax(q k) v, before its output projection.  Infinite where nothing is lost.
+    Columns: number, module, layer (an ordered category), local_db, accumulated_db.  SQNR is
+    10 log10(sum y^2 / sum (y - y')^2) over all values of all images, with y the layer's output in the full-precision
+    network.  For `local_db` y' comes from this layer alone quantized, on the full-precision input; for `accumulated_db`
+    everything before it is quantized too.  An attention's output is softmax(q k) v, before its output projection.
+    Infinite where nothing is lost.
 
     Both networks run as one: each image goes through as a batch of two, the first half in full precision and the second
     quantized, which a hook on every layer keeps apart.  So nothing but three sums per layer outlives the layer; the
@@ -114,8 +116,11 @@ def _frame(q: QuantizedSR, sums: dict[str, np.ndarray]):
     import pandas as pd
 
     module_of = {name: module for module in MODULES for name in quantized_layers(segment_modules(q, module))}
-    rows = [(module_of[name], name, *(_decibels(s, noise) for noise in n)) for name, (s, *n) in sums.items()]
-    frame = pd.DataFrame(rows, columns=["module", "layer", "local_db", "accumulated_db"])
+    numbers = layer_numbers(q)
+    rows = [
+        (numbers[name], module_of[name], name, *(_decibels(s, noise) for noise in n)) for name, (s, *n) in sums.items()
+    ]
+    frame = pd.DataFrame(rows, columns=["number", "module", "layer", "local_db", "accumulated_db"])
     frame["layer"] = pd.Categorical(frame["layer"], list(sums), ordered=True)
     return frame
 

@@ -31,10 +31,11 @@ def sensitivity(
 ):
     """Every layer alone in low bits, and every layer alone spared them, as a DataFrame, the most sensitive first.
 
-    Columns: module, layer (an ordered category in network order), weight_bits, act_bits, and in dB: local_db, the SQNR
-    that the layer itself loses (see `propagation`); alone_db, PSNR of the image against the full-precision model's when
-    only this layer is quantized; kept_db, the same when every layer but this one is; gain_db, kept_db less the PSNR
-    when all are.  Sorted by alone_db; sort by gain_db, falling, for what sparing one layer brings at once.
+    Columns: number (see `layer_numbers`), module, layer (an ordered category), weight_bits, act_bits, and in dB:
+    local_db, the SQNR that the layer itself loses (see `propagation`); alone_db, PSNR of the image against the
+    full-precision model's when only this layer is quantized; kept_db, the same when every layer but this one is;
+    gain_db, kept_db less the PSNR when all are.  Sorted by alone_db; sort by gain_db, falling, for what sparing one
+    layer brings at once.
 
     Cost: for each layer of the encoder two passes, of the UNet two of UNet and decoder, of the decoder two of it alone;
     images of one size go as one batch, so give few.  `limit` is the cheap way: its ranking costs four passes in all.
@@ -72,7 +73,7 @@ def sensitivity(
         if callback is not None:
             callback(record)
     scores = pd.DataFrame(records, chosen.index)[["alone_db", "kept_db", "gain_db"]]
-    frame = pd.concat([chosen[["module", "layer"]], bits, chosen[["local_db"]], scores], axis=1)
+    frame = pd.concat([chosen[["number", "module", "layer"]], bits, chosen[["local_db"]], scores], axis=1)
     return frame.sort_values(["alone_db", "layer"], ignore_index=True)
 
 

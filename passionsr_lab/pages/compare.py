@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import io
 import json
+import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from ..deployment.pipeline import DeployedSR
+from ..pipeline.onestep import OneStepSR
 from ..plots.pictures import as_picture
+from ..quantization.place import QuantizedSR
 from .page import Page, asset, data_uri
 
 GAINS = (1, 4, 10, 30)  # of a difference that is shown
@@ -75,6 +81,30 @@ class Comparison:
             raise ValueError(f"There is no picture called {min(unknown)!r}; there are {', '.join(pictures)}.")
         self.at, self.width, self.size, self.quality = at, width, (across, tall), quality
 
+    @classmethod
+    def of(
+        cls, models: Mapping[str, OneStepSR | QuantizedSR], lr: Tensor, hr: Tensor | None = None, **options
+    ) -> Comparison:
+        """One picture (3, h, w) as several pipelines restore it, and the original where it is given.
+
+        A name says whether its pipeline is simulated or deployed, and how many `seconds` it took where that says
+        something: full precision as diffusers runs it (`bench deploy` has the fastest float32), and integers.
+
+        Args:
+            models: name -> pipeline.
+            options: as for the class, but for `left` and `right`, which are the first and the last pipeline.
+
+        Example:
+            >>> import torch, passionsr_lab as lab
+            >>> pipe = lab.tiny()
+            >>> q = lab.calibrated(pipe, "W6A6", "maxmin", lab.bundled("calibration", 2, 32))
+            >>> Comparison.of({"full precision": pipe, "W6A6": q}, torch.rand(3, 8, 8)).right
+            'W6A6, simulated'
+        """
+        images = {described(name, model, seconds(model, lr)): model(lr) for name, model in models.items()}
+        left, *_, right = [*images, *images]
+        return cls(images | ({} if hr is None else {"HR": hr}), left, right, **options)
+
     def __repr__(self) -> str:
         return f"(comparison of {', '.join(self.pictures)}: drag the line in a browser)"
 
@@ -100,6 +130,24 @@ class Comparison:
         across, tall = self.size
         bars = 100  # the menus above and the lines below
         return self.page().frame(self.width + 16, round(self.width * tall / across) + bars)
+
+
+def seconds(model: OneStepSR | QuantizedSR, lr: Tensor, rounds: int = 3) -> float | None:
+    """The median of some calls after a first one; None of a simulated pipeline, whose time says nothing of low bits."""
+    if isinstance(model, QuantizedSR):
+        return None
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        model(lr)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def described(name: str, model: OneStepSR | QuantizedSR, took: float | None) -> str:
+    """The name with the model's label, simulated or deployed, and its seconds."""
+    label = [model.label] if isinstance(model, (QuantizedSR, DeployedSR)) else []
+    return ", ".join([name, *label, *([] if took is None else [f"{took:.2g} s"])])
 
 
 def coded(picture: np.ndarray, quality: int | None = None) -> str:

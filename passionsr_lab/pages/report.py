@@ -149,7 +149,8 @@ def _calibration(name: str, model: QuantizedSR, records):
 
     yield f"<h3>{html.escape(name)}</h3>"
     if records is not None and (records.event == "step").any():
-        yield _figure(plots.loss_curves(records, f"Calibration loss of each module: {name}"))
+        heading = f"Calibration loss of each module: {name}"
+        yield _figure(plots.loss_curves(records, heading, caption=_caption(model)))
     stages = pd.DataFrame(model.history.get("stages", []))
     if len(stages):
         yield _table(stages[["module", "block", "stage", "of", "first", "loss", "step_length"]])
@@ -157,14 +158,19 @@ def _calibration(name: str, model: QuantizedSR, records):
 
 def _layers(name: str, model: QuantizedSR, tests: Sequence[Pair], sensitivity):
     errors = propagation(model, [pair.lr for pair in tests])
-    table = layer_table(model).drop(columns="module").merge(errors, on="layer", how="left")
+    table = layer_table(model).merge(errors.drop(columns=["number", "module"]), on="layer", how="left")
     if sensitivity is not None:
         columns = [c for c in ("gain_db", "alone_db") if c in sensitivity]
         table = table.merge(sensitivity[["layer", *columns]], on="layer", how="left")
     yield f"<h3>{html.escape(name)}</h3>"
-    caption = {"model": model.name, "recipe": model.recipe.name, "method": model.method.label, "pictures": len(tests)}
-    yield _figure(plots.propagation(errors, caption=caption))
-    yield _table(table[["layer", "module", *(c for c in table if c not in ("layer", "module"))]], search=True)
+    yield _figure(plots.propagation(errors, caption=_caption(model) | {"pictures": len(tests)}))
+    first = ["number", "layer", "module"]
+    yield _table(table[[*first, *(c for c in table if c not in first)]], search=True)
+
+
+def _caption(model: QuantizedSR) -> dict:
+    told = {name: model.history[name] for name in ("pairs", "epochs", "batch", "seed") if name in model.history}
+    return {"model": model.name, "recipe": model.recipe.name, "method": model.method.label, **told, "one": "run"}
 
 
 def _cost(found: dict, full: OneStepSR, size: int) -> DataFrame:

@@ -45,7 +45,7 @@ def _strips(
     if tiling is None:
         yield _run(_steps(pipe, condition, watched), pipe.prepare(lr.to(device)))
         return
-    pipe = _uncompiled(pipe) if tiling.shared else pipe
+    pipe = uncompiled(pipe) if tiling.shared else pipe
     steps = _steps(pipe, condition, watched)
     whole = [n * pipe.upscale + -n * pipe.upscale % pipe.multiple for n in lr.shape[-2:]]
     x = (strip.to(device) * 2 - 1 for strip in padded(enlarged(lr, pipe.upscale), *whole))
@@ -77,7 +77,7 @@ def _require_finite(pipe: OneStepSR, part: str, x: Tensor) -> Tensor:
     return x
 
 
-def _uncompiled(pipe: OneStepSR) -> OneStepSR:
+def uncompiled(pipe: OneStepSR) -> OneStepSR:
     """The pipeline with its networks as they were before `torch.compile`: compiled ones would pass by the norms."""
     plain = copy.copy(pipe)
     plain._modules = {name: getattr(m, "_orig_mod", m) for name, m in pipe._modules.items()}

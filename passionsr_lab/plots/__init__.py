@@ -18,13 +18,13 @@ from .panels import boundary_panels, layer_panels, scale_panels
 from .pictures import Box, comparison, split
 from .points import ablation, intervals
 from .quantizers import error_grid, error_surface, quantizer_curve
-from .ranges import activations, channel_ranges, layer_ranges, scales
+from .ranges import activations, channel_ranges, layer_curves, layer_ranges, scales
 from .results import propagation, sensitivity, shares, widths
 from .training import loss_curves, quality_over_time
 
 __all__ = [
     "COLUMN", "PAGE", "Box", "ablation", "activations", "boundary_panels", "channel_ranges", "comparison", "curves",
-    "error_grid", "error_surface", "histogram", "histograms", "intervals", "layer_panels", "layer_ranges",
-    "loss_curves", "maps", "method_colour", "module_colour", "png", "propagation", "quality_over_time",
+    "error_grid", "error_surface", "histogram", "histograms", "intervals", "layer_curves", "layer_panels",
+    "layer_ranges", "loss_curves", "maps", "method_colour", "module_colour", "png", "propagation", "quality_over_time",
     "quantizer_curve", "save", "scale_panels", "scales", "sensitivity", "shares", "split", "widths",
 ]  # fmt: skip

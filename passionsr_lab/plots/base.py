@@ -38,7 +38,7 @@ def drawn(function: Callable) -> Callable:
             fig.fix_layout()
             if isinstance(caption, Mapping):
                 named = (f"{name} {value}".replace(" ", "\N{NO-BREAK SPACE}") for name, value in caption.items())
-                caption = " · ".join(named)
+                caption = "\N{NO-BREAK SPACE}· ".join(named)
             if caption:
                 fig.add_caption(caption)
             return fig

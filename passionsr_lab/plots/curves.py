@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import COLUMN, PAGE, colour_bar, drawn, figure, keys, log_axis, name_lines, require
+from .base import COLUMN, FEW, PAGE, colour_bar, drawn, figure, keys, log_axis, name_lines, require
 from .colours import ACCENT, GREY, looks
 from .texts import wrapped
 
@@ -39,7 +39,8 @@ def curves(
     labels, every, lines = (labels[0] or x, labels[1] or y), keys(frame, by) if by else [y], []
     fig, axes = figure(heading or f"{labels[1]} against {labels[0]}", width, 2.2)
     ax = axes[0, 0]
-    for above, key, style in zip(reversed(range(len(every))), every, looks(by, every)):
+    on_it = reversed(range(len(every))) if len(every) <= FEW else [0] * len(every)  # so many rings would hide all
+    for above, key, style in zip(on_it, every, looks(by, every)):
         own = frame if by is None else frame[frame[by] == key]
         lines.append(draw_curve(ax, own, own[x].duplicated().any(), x, y, style, str(key), above))
     for name in log:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..quantization.quantizer import fake_quantize, grid_of
 from .base import COLUMN, colour_bar, drawn, figure, legend, name_lines
-from .colours import GREY, INK, MARKERS, PALE, PALETTE, look
+from .colours import GREY, INK, PALE, look, method_look
 
 
 def response(x: Tensor, bits: int, lower: float, upper: float, zero_point: str) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def error_surface(
     Args:
         lowers, uppers: (n,) and (m,) boundaries, ascending.
         quality: (n, m), or else `ValueError`; larger is better, NaN is left white; `error_grid` makes one.
-        marks: name -> (lower, upper) to mark, e.g. where MaxMin starts and where LBQ ended.
+        marks: method -> (lower, upper) to mark, e.g. where MaxMin starts and where LBQ ended.
         label: of the colour bar.
     """
     quality = np.asarray(quality, float)
@@ -107,8 +107,8 @@ def error_surface(
     points = {f"best: {quality[i, j]:.3g}": (lowers[i], uppers[j])} | dict(marks or {})
     style = {"linestyle": "", "mec": "black", "mew": 0.5, "clip_on": False}  # the later ones are smaller and lie above
     for k, (name, point) in enumerate(points.items()):
-        color = PALETTE[(k + 2) % len(PALETTE)] if k else "white"
-        ax.plot(*point, ("*" + MARKERS)[k % 10], color=color, ms=max(4, 10 - 3 * k), label=name, **style)
+        color, marker = (method_look(name)[what] if k else best for what, best in (("color", "white"), ("marker", "*")))
+        ax.plot(*point, marker, color=color, ms=max(4, 10 - 3 * k), label=name, **style)
     ax.set(xlabel="lower boundary", ylabel="upper boundary")
     ax.grid(False)
     legend(fig, ax.lines)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .base import COLUMN, PAGE, bands, drawn, figure, keys, legend, log_axis, require
-from .colours import ACCENT, GREY, INK, PALETTE, module_colour
+from .base import COLUMN, PAGE, bands, drawn, figure, keys, legend, log_axis, name_lines, require
+from .colours import ACCENT, GREY, INK, PALETTE, looks, module_colour
+from .curves import draw_curve
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,36 +23,43 @@ BOXES |= {
 }
 
 
-def modules_of(frame: DataFrame, layers: list) -> list:
-    """The module of every layer; the empty string without a column `module`."""
-    if "module" not in frame:
-        return [""] * len(layers)
-    return [*frame.drop_duplicates("layer").set_index("layer").module.reindex(layers)]
+def placed(frame: DataFrame) -> DataFrame:
+    """The frame with every row's `number` along the network, by default that of its layer's first row, and `module`.
+
+    Without a module that is the empty string.
+    """
+    order = {name: i for i, name in enumerate(keys(frame, "layer"), 1)}
+    own = {"number": lambda frame: frame.layer.map(order).astype(int), "module": ""}
+    return frame.assign(**{name: value for name, value in own.items() if name not in frame})
 
 
-def network_axis(ax, modules: list, note: str = "") -> None:
-    """x axis of layers 1, 2, ... with one band per module."""
-    starts = [i for i, m in enumerate(modules) if i == 0 or m != modules[i - 1]]
-    if any(modules):
-        bands(ax, [(modules[a], a + 0.5, b + 0.5) for a, b in zip(starts, [*starts[1:], len(modules)])])
-    ax.set(xlim=(0.5, len(modules) + 0.5), xlabel="layer, in network order" + note)
+def network_axis(ax, frame: DataFrame, note: str = "") -> None:
+    """x axis of the layers' numbers (`analysis.layers`) with one band per module, of a frame that is `placed`."""
+    first = frame.groupby("module", observed=True).number.min().sort_values()
+    ends = [*(first.iloc[1:] - 0.5), frame.number.max() + 0.5]
+    if any(first.index):
+        bands(ax, [(module, begin - 0.5, end) for (module, begin), end in zip(first.items(), ends)])
+    ax.set(xlim=(first.iloc[0] - 0.5, ends[-1]), xlabel="number of the layer, in network order" + note)
     ax.xaxis.get_major_locator().set_params(integer=True, steps=[1, 2, 5, 10])
 
 
+def named(row) -> str:
+    """The layer of a row that is `placed`, with its number."""
+    return f"{row.number} {row.layer}"
+
+
 def draw_spread(ax, frame: DataFrame, value: str) -> None:
-    """Draws a box (`SPREAD`) per layer of its channels' values, on a logarithmic axis."""
+    """Draws a box (`SPREAD`) per number of its channels' values, on a logarithmic axis."""
     import seaborn
 
-    layers = keys(frame, "layer")
-    modules = modules_of(frame, layers)
-    place = frame.layer.map({name: i for i, name in enumerate(layers, 1)}).astype(int)
-    values, hue = frame[value].where(frame[value] > 0), place.map(dict(enumerate(modules, 1)))
-    thin = {"linewidth": min(0.6, 60 / len(layers)), "palette": {module: module_colour(module) for module in modules}}
-    thin |= {"medianprops": {"color": INK, "linewidth": min(1, 120 / len(layers))}}
-    seaborn.boxplot(x=place, y=values, hue=hue, **BOXES, **thin, ax=ax)
+    frame = placed(frame)
+    values, count = frame[value].where(frame[value] > 0), frame.number.nunique()
+    thin = {"linewidth": min(0.6, 60 / count), "palette": {name: module_colour(name) for name in frame.module.unique()}}
+    thin |= {"medianprops": {"color": INK, "linewidth": min(1, 120 / count)}}
+    seaborn.boxplot(x=frame.number, y=values, hue=frame.module, **BOXES, **thin, ax=ax)
     log_axis(ax.yaxis)
-    gaps = place[values.notna()].nunique() < len(layers)
-    network_axis(ax, modules, " (gaps: constant input)" * gaps)
+    gaps = frame.number[values.notna()].nunique() < count
+    network_axis(ax, frame, " (gaps: constant input)" * gaps)
 
 
 @drawn
@@ -59,7 +67,8 @@ def scales(frame: DataFrame, heading: str = "LET scale factors of every layer's 
     """Distribution of the LET scale factors in every layer, logarithmic, in network order (Figure 7, left).
 
     Args:
-        frame: one row per channel: layer, scale (without unit); module if there is one.
+        frame: one row per channel: layer, scale (without unit); number and module if there are any, as
+            `analysis.layers.scale_factors` gives them.
     """
     require(frame, "layer", "scale")
     fig, axes = figure(heading, width, 2.2)
@@ -79,7 +88,8 @@ def activations(before: DataFrame, after: DataFrame, heading: str | None = None)
     has a single value at 8 bits.
 
     Args:
-        before, after: one row per channel: low, high (activation units), channel; layer and module for several layers.
+        before, after: one row per channel: low, high (activation units), channel; layer for several layers, and
+            number and module if there are any.
     """
     for frame in (before, after):
         require(frame, "channel", "low", "high")
@@ -160,23 +170,42 @@ def layer_ranges(frame: DataFrame, heading: str = "Input range of every layer", 
     The axis is linear up to the power of ten below the median layer's range, and logarithmic beyond.
 
     Args:
-        frame: one row per layer: layer, low, high (activation units), module if there is one, as `layer_table` gives
-            them; rows without a range are left out.
+        frame: one row per layer: layer, low, high (activation units), number and module if there are any, as
+            `layer_table` gives them; rows without a range are left out.
     """
     require(frame, "layer", "low", "high")
-    frame = frame.dropna(subset=["low", "high"]).reset_index(drop=True)
+    frame = placed(frame).dropna(subset=["low", "high"]).reset_index(drop=True)
     require(frame, "layer")
     low, high = frame.low.to_numpy(float), frame.high.to_numpy(float)
-    modules = modules_of(frame, [*frame.layer])
     fig, axes = figure(heading, width, 2.2)
-    ax, colours = axes[0, 0], [module_colour(module) for module in modules]
-    ax.vlines(np.arange(1, len(frame) + 1), low, high, colors=colours, linewidth=min(3.0, 250 / len(frame)))
+    ax, colours = axes[0, 0], [module_colour(module) for module in frame.module]
+    ax.vlines(frame.number, low, high, colors=colours, linewidth=min(3.0, 250 / len(frame)))
     ax.axhline(0, color=GREY, linewidth=0.6)
     decade = 10.0 ** np.floor(np.log10(np.median(np.maximum(-low, high)) or 1.0))
     ax.set_yscale("symlog", linthresh=decade, linscale=0.4)
     ax.yaxis.set_major_formatter("{x:g}")
-    network_axis(ax, modules)
+    network_axis(ax, frame)
     widest = int(np.argmax(high - low))
-    ax.set_title(f"widest: {frame.layer[widest]}, {low[widest]:.3g} to {high[widest]:.3g}")
+    ax.set_title(f"widest: {named(frame.loc[widest])}, {low[widest]:.3g} to {high[widest]:.3g}")
     ax.set_ylabel("activation (logarithmic)")
+    return fig
+
+
+@drawn
+def layer_curves(frame: DataFrame, value: str, by: str, label: str, heading: str, width: float = PAGE):
+    """One curve along the network for every value of the column `by`.
+
+    Args:
+        frame: one row per layer and value of `by`: layer, `value`, `by`, number and module if there are any.
+        label: of the vertical axis, with its unit.
+    """
+    require(frame, "layer", value, by)
+    frame, every = placed(frame).sort_values("number", kind="stable"), keys(frame, by)
+    fig, axes = figure(heading, width, 2.2)
+    ax, lines = axes[0, 0], []
+    for key, style in zip(every, looks(by, every)):
+        lines.append(draw_curve(ax, frame[frame[by] == key], False, "number", value, style, str(key)))
+    network_axis(ax, frame)
+    ax.set_ylabel(label)
+    name_lines(ax, lines)
     return fig

@@ -1,4 +1,4 @@
-"""The calibration bench: choose bits and a method, watch the loss curves move, stop, go on."""
+"""The calibration bench: choose bits and a method, watch the loss curves move, stop, go on, deploy, compare."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox, Wid
 from .. import plots
 from ..calibration import checkpoint
 from ..calibration.loop import Calibration
+from ..deployment.pipeline import DeployedSR, deploy, load_deployed
 from ..imaging.pairs import Pair
 from ..imaging.psnr import psnr_rgb
 from ..methods import DEFAULT, METHODS
+from ..pages.compare import Comparison, described, seconds
 from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
@@ -63,42 +65,51 @@ class Stopped(Exception):
 
 
 class CalibrationBench(VBox):
-    """Choose bits and method, press Calibrate, watch the loss curves move, press Stop, press Continue.
+    """Choose bits and method, press Calibrate, watch the loss curves move, press Stop, Continue, Deploy.
 
     The calibration runs in a thread, so that the kernel stays free to hear the Stop button and Interrupt Kernel, which
     do the same: what was begun since the last record is thrown away, and what was not reached gets its plain ranges.
     `quantized` is then a pipeline that works, and `records` its records so far; Continue goes on as if nothing had
     been.  A bench that is made ends what another one still runs.  Arguments: see `calibration_bench`.
 
-    `runs` has a row for every run so far: its settings, PSNR against full precision, and the difference to the first.
+    Deploy makes integers of `quantized`: the pipeline is then in `deployed`, a model beside the simulated one.
+
+    `runs` has a row for every model so far: its settings, PSNR against full precision, the difference to the first, and
+    seconds for the first test picture, of deployed models only.  From the second model on a line can be moved
+    between what any two of them make of the first test picture (`comparison`), or their difference be shown.
     """
 
     def __init__(self, pipe, pairs, tests, recipe, method, methods, every, options, records, rows):
-        self.pipe, self.pairs, self.every, self.options = pipe, list(pairs), every, options
+        self.pipe, self.pairs, self.every = pipe, list(pairs), every
+        self.options = {"epochs": 2, "batch": 4, "seed": 0} | options
         self.tests, self.full = [p.lr for p in tests], None
-        self.records, self.quantized, self.error, self.runs = list(records), None, None, []
+        self.records, self.quantized, self.deployed, self.error = list(records), None, None, None
+        self.runs, self.outputs = [], {}
         self._stopping, self._thread = threading.Event(), None
         self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), {}
-        self.controls = _controls(recipe, methods, method, options.pop("epochs", 2), len(self.pairs))
+        self.controls = _controls(recipe, methods, method, self.options.pop("epochs"), len(self.pairs))
         self.rows = [] if rows is None else rows.to_dict("records")
         self.row = menu("Row", [("", None), *_row_names(self.rows)], None, "Take the settings of a row of the table")
         self.row.observe(lambda change: self.choose(self.rows[change.new]) if change.new is not None else None, "value")
         self.go = Button(description="Calibrate", button_style="primary", tooltip="Start anew with these settings")
         self.halt = Button(description="Stop", disabled=True, tooltip="Stop at once; the model works")
         self.further = Button(description="Continue", disabled=True, tooltip="Go on where Stop ended it")
+        self.integers = Button(description="Deploy", disabled=True, tooltip="Make integers of the model, and time them")
         self.bar = IntProgress(0, 0, 1, layout=Layout(width="240px"))
         self.status = HTML("Ready.", layout=Layout(height="24px"))
         self.picture = Image(format="png", layout=Layout(height="330px", max_width="100%", object_fit="contain"))
         self.picture.layout.object_position = "left top"
-        self.table = HTML()
-        controls = [*[self.row] * bool(self.rows), *self.controls.values(), self.go, self.halt, self.further]
+        self.table, self.slider = HTML(), HTML()
+        buttons = [self.go, self.halt, self.further, self.integers]
+        controls = [*[self.row] * bool(self.rows), *self.controls.values(), *buttons]
         for control in (self.row, *controls):
             control.tabbable = True
         self.go.on_click(lambda _: self.start())
         self.halt.on_click(lambda _: self.stop())
         self.further.on_click(lambda _: self.resume())
+        self.integers.on_click(lambda _: self.deploy())
         row = HBox(controls, layout=Layout(flex_flow="row wrap"))
-        super().__init__([row, HBox([self.bar, self.status]), self.picture, self.table])
+        super().__init__([row, HBox([self.bar, self.status]), self.picture, self.table, self.slider])
         if self.records:
             self._draw()
         for other in [*_benches]:
@@ -110,17 +121,19 @@ class CalibrationBench(VBox):
 
     @property
     def settings(self) -> dict:
-        """What the controls say now: recipe, method, epochs, pairs."""
+        """What a run would have now: the controls' recipe, method, epochs and pairs, and batch and seed."""
         values = {name: control.value for name, control in self.controls.items()}
         widths = f"W{values.pop('weights')}A{values.pop('activations')}"
-        return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values}
+        rest = {name: self.options[name] for name in ("batch", "seed")}
+        return {"recipe": recipe_named(widths, modules=values.pop("modules")), **values, **rest}
 
     def choose(self, row: Mapping) -> None:
-        """Sets the controls as a row of `lab.grid` says: recipe, method, and epochs and pairs where it has them."""
+        """Takes a row of `lab.grid`: recipe, method, and epochs, pairs, batch and seed where it has them."""
         recipe = row["recipe"] if isinstance(row["recipe"], Recipe) else recipe_named(row["recipe"])
         given = {"weights": recipe.weight_bits, "activations": recipe.act_bits, "modules": recipe.modules}
         for name, value in (given | {k: row[k] for k in ("method", "epochs", "pairs") if k in row}).items():
             self.controls[name].value = value
+        self.options |= {name: int(row[name]) for name in ("batch", "seed") if name in row}
 
     @property
     def running(self) -> bool:
@@ -133,13 +146,18 @@ class CalibrationBench(VBox):
             self._kept.unlink(missing_ok=True)
             self._settings = self.settings
             self.records = []
-            self._launch()
+            self._launch(self._calibrating)
 
     def resume(self) -> None:
         """What the Continue button does: a run that was stopped goes on, with the settings that it had."""
         if not self.running and self._kept.exists():
             self.choose(self._settings)
-            self._launch()
+            self._launch(self._calibrating)
+
+    def deploy(self) -> None:
+        """What the Deploy button does; nothing while something runs, or before there is a model."""
+        if not self.running and self.quantized is not None:
+            self._launch(self._deploying)
 
     def stop(self) -> None:
         """What the Stop button does, and Interrupt Kernel; nothing where nothing runs."""
@@ -163,25 +181,42 @@ class CalibrationBench(VBox):
         """Where the state after the last record is."""
         return Path(self._folder.name) / "state.pt"
 
-    def _launch(self) -> None:
+    @property
+    def comparison(self) -> Comparison | None:
+        """A line to move between what the models so far make of the first test picture; None before there are two."""
+        return Comparison(self.outputs, width=440, quality=90) if len(self.outputs) > 1 else None
+
+    def _launch(self, work: Callable[[], None]) -> None:
         self._stopping.clear()
-        self.quantized, self.error = None, None
+        self.error = None
         self._busy(True)
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
         self._thread.start()
 
     # -- the thread -----------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         with interrupts(self.stop):
             try:
-                self._say("Preparing the full-precision targets.")
-                self._calibrate(self._begun()) or self._settle()
+                work()
             except Exception as error:  # a thread's error would be lost; the widget tells it
                 self.error = error
                 self._say(f"<span role='alert'>{type(error).__name__}: {error}</span>")
             finally:
                 self._busy(False)
+
+    def _calibrating(self) -> None:
+        self.quantized, self.deployed = None, None
+        self._say("Preparing the full-precision targets.")
+        self._calibrate(self._begun()) or self._settle()
+
+    def _deploying(self) -> None:
+        self.halt.disabled = True  # it takes seconds
+        self._say("Folding, packing, compiling.")
+        with tempfile.TemporaryDirectory(prefix="deployed-") as folder:
+            deploy(self.quantized, folder)
+            self.deployed = load_deployed(folder)
+        self._say("Deployed; " + self._reached(self.deployed))
 
     def _begun(self) -> Calibration:
         asked, q = self._settings, quantize(self.pipe, self._settings["recipe"])
@@ -226,23 +261,37 @@ class CalibrationBench(VBox):
         self.quantized = work.q
         self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
 
-    def _reached(self, q: QuantizedSR) -> str:
-        asked = self._settings
-        row = asked | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules), "dB": None}
-        self.runs.append(row)
+    def _reached(self, model: QuantizedSR | DeployedSR) -> str:
+        """Adds the model to the table and to the pictures; what it reached."""
+        asked, name = self._settings, "quantized" if isinstance(model, QuantizedSR) else "deployed"
+        row = asked | {"recipe": asked["recipe"].name, "modules": ", ".join(asked["recipe"].modules)}
+        self.runs.append(row | {"label": model.label})
         if self.tests:
-            self.full = self.full or [self.pipe(x) for x in self.tests]
-            row["dB"] = fidelity(q, self.tests, self.full)
-            row["to the first (dB)"] = row["dB"] - self.runs[0]["dB"]
+            self._measure(model, self.runs[-1])
         self.table.value = _run_table(self.runs)
         if not self.tests:
-            return "the model is in `quantized`."
-        return f"{row['dB']:.2f} dB against full precision on {len(self.tests)} test pictures."
+            return f"the model is in `{name}`."
+        return f"{self.runs[-1]['dB']:.2f} dB against full precision on {len(self.tests)} test pictures."
+
+    def _measure(self, model: QuantizedSR | DeployedSR, row: dict) -> None:
+        first = self.tests[0]
+        if self.full is None:
+            self.full = [self.pipe(x) for x in self.tests]
+            took = seconds(self.pipe, first)
+            self.outputs[described("full precision", self.pipe, took)] = self.full[0]
+        took, row["dB"] = seconds(model, first), fidelity(model, self.tests, self.full)
+        row["to the first (dB)"] = row["dB"] - self.runs[0]["dB"]
+        row |= {} if took is None else {"seconds": took}
+        name = f"{len(self.runs)}: {row['recipe']} {METHODS[row['method']].label}"
+        self.outputs[described(name, model, took)] = model(first)
+        self.slider.value = self.comparison._repr_html_()
 
     def _draw(self) -> None:
         asked = self._settings or self.settings
         label = METHODS[asked["method"]].label
-        self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label))
+        caption = {"model": self.pipe.name, "modules": ", ".join(asked["recipe"].modules)}
+        caption |= {k: asked[k] for k in ("pairs", "epochs", "batch", "seed")} | {"one": "run"}
+        self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label, caption=caption))
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"
@@ -252,6 +301,7 @@ class CalibrationBench(VBox):
             control.disabled = busy
         self.halt.disabled = not busy
         self.further.disabled = busy or not self._kept.exists()
+        self.integers.disabled = busy or self.quantized is None
 
 
 def _controls(recipe: str, methods: Sequence[str], method: str, epochs: int, pairs: int) -> dict[str, Widget]:
@@ -278,7 +328,11 @@ def _row_names(rows: Sequence[Mapping]) -> list[tuple[str, int]]:
 def _run_table(runs: Sequence[Mapping]) -> str:
     import pandas as pd
 
-    return pd.DataFrame(runs).to_html(border=0, float_format=lambda value: f"{value:.2f}", na_rep="")
+    frame = pd.DataFrame(runs, index=range(1, len(runs) + 1))
+    digits = {"seconds": "{:.2g}".format}
+    return frame.to_html(
+        border=0, float_format=lambda value: f"{value:.2f}", na_rep="", formatters=digits, justify="left"
+    )
 
 
 def _ending(stopping: threading.Event) -> Callable:

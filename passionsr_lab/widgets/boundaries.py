@@ -1,5 +1,6 @@
 """Two boundaries on a distribution: clipping against rounding, the best pair, and a figure to move them in."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,7 @@ def boundary_figure(
     bits: int = 4,
     zero_point: str = "integer",
     name: str = "values",
+    caption: str | Mapping = "",
 ):
     """A distribution with two boundaries and their grid, the noise split into clipping and rounding, the best marked.
 
@@ -105,6 +107,7 @@ def boundary_figure(
         lower, upper: boundaries in the values' unit; by default minimum and maximum.
         bits, zero_point: of the quantizer.
         name: of the values, for the title.
+        caption: the small line below.
 
     Raises:
         ValueError: lower is not below upper, or there are no values.
@@ -127,7 +130,9 @@ def boundary_figure(
     )
     sweep = _noise_db(s, np.full(len(uppers), lower), uppers, bits, zero_point).assign(upper=uppers)
     best_db = there["total_db"][0]
-    return plots.boundary_panels(edges, counts, (lower, upper), best, sweep, best_db, bits, zero_point, heading)
+    return plots.boundary_panels(
+        edges, counts, (lower, upper), best, sweep, best_db, bits, zero_point, heading, caption=caption
+    )
 
 
 def _written(db: float) -> str:
@@ -142,7 +147,9 @@ def _noise_db(s: Sample, lowers, uppers, bits: int, zero_point: str):
     return pd.DataFrame({f"{k}_db": 10 * (v / signal).clamp_min(1e-12).log10().numpy() for k, v in parts.items()})
 
 
-def boundary_explorer(x: Tensor | tuple, bits: int = 4, zero_point: str = "integer", name: str = "values"):
+def boundary_explorer(
+    x: Tensor | tuple, bits: int = 4, zero_point: str = "integer", name: str = "values", caption: str | Mapping = ""
+):
     """Drag the boundaries, choose the bits, see `boundary_figure`; two buttons go to MaxMin and to the best pair."""
     s = sample(x)
     low, high = s.values[0].item(), s.values[-1].item()
@@ -158,4 +165,5 @@ def boundary_explorer(x: Tensor | tuple, bits: int = 4, zero_point: str = "integ
         "MaxMin": lambda v: {"lower": low, "upper": high},
         "Best": lambda v: dict(zip(("lower", "upper"), best_boundaries(s, v["bits"], v["zero_point"]))),
     }
-    return Explorer(lambda **v: boundary_figure(x, name=name, **v), controls, 370, "boundary explorer", shortcuts)
+    draw = lambda **v: boundary_figure(x, name=name, caption=caption, **v)
+    return Explorer(draw, controls, 370, "boundary explorer", shortcuts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -23,22 +24,25 @@ LABELS = {
 
 
 def budget_figure(
-    pipe: OneStepSR, errors: DataFrame, budget: float, of: str = "weight_bits", curve: DataFrame | None = None
+    pipe: OneStepSR,
+    errors: DataFrame,
+    budget: float,
+    of: str = "weight_bits",
+    curve: DataFrame | None = None,
+    caption: str | Mapping = "",
 ):
     """The best recipe within a budget, on the curve of all budgets; arguments as for `within_budget`.
 
     Args:
         curve: what `pareto` returned, where it is known already.
+        caption: the small line below.
     """
-    import pandas as pd
-
     curve = _curve(pipe, errors, of) if curve is None else curve
     recipe = within_budget(pipe, errors, budget, of)
-    layers = errors.drop_duplicates("layer")
-    bits = [recipe.bits(name)[0] for name in layers.layer]
-    chosen = pd.DataFrame({"layer": layers.layer, "module": layers.module, "bits": bits})
+    chosen = errors.drop_duplicates("layer")[["number", "module", "layer"]].sort_values("number")
+    chosen["bits"] = [recipe.bits(name)[0] for name in chosen.layer]
     heading = f"Bits for every layer within {budget:.4g} {LABELS[of]}"
-    return plots.widths(curve, chosen, budget, LABELS[of], heading)
+    return plots.widths(curve, chosen, budget, LABELS[of], heading, caption=caption)
 
 
 def _curve(pipe: OneStepSR, errors: DataFrame, of: str, points: int = 9) -> DataFrame:
@@ -52,7 +56,7 @@ class BudgetExplorer(VBox):
     `recipe` is the one that is shown.
     """
 
-    def __init__(self, pipe: OneStepSR, errors: DataFrame, of: str, percent: int):
+    def __init__(self, pipe: OneStepSR, errors: DataFrame, of: str, percent: int, caption: str | Mapping):
         curve, ends = (cache(lambda of, f=f: f(pipe, errors, of)) for f in (_curve, budget_range))
         self.recipe: Recipe | None = None
         layout = Layout(width="100%", height="90px")
@@ -64,7 +68,7 @@ class BudgetExplorer(VBox):
             self.recipe = within_budget(pipe, errors, budget, of)
             self.python.value = as_python(self.recipe)
             self.json.value = json.dumps(self.recipe.to_dict())
-            return budget_figure(pipe, errors, budget, of, curve(of))
+            return budget_figure(pipe, errors, budget, of, curve(of), caption)
 
         kinds = [(label, name) for name, label in LABELS.items()]
         controls = {
@@ -78,7 +82,9 @@ class BudgetExplorer(VBox):
         return repr(self.explorer)
 
 
-def budget_explorer(pipe: OneStepSR, errors: DataFrame, of: str = "weight_bits", percent: int = 30) -> BudgetExplorer:
+def budget_explorer(
+    pipe: OneStepSR, errors: DataFrame, of: str = "weight_bits", percent: int = 30, caption: str | Mapping = ""
+) -> BudgetExplorer:
     """Choose a budget, see the best recipe within it and take it away.
 
     Args:
@@ -86,5 +92,6 @@ def budget_explorer(pipe: OneStepSR, errors: DataFrame, of: str = "weight_bits",
         errors: what `analysis.budget.width_errors` returned for it.
         of: what is limited: "weight_bits", "megabytes" or "bit_operations".
         percent: where the slider is first, from the least that the measured widths allow to the most.
+        caption: of the picture.
     """
-    return BudgetExplorer(pipe, errors, of, percent)
+    return BudgetExplorer(pipe, errors, of, percent, caption)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,13 @@ def boundaries(q: QuantizedSR, layer: str) -> tuple[int, list[tuple[float, float
     return quantizers[0].bits, [(lower.item(), upper.item()) for lower, upper in bounds]
 
 
-def layer_figure(stats: Stats, layer: str, q: QuantizedSR | None = None, bits: int | None = None):
+def layer_figure(
+    stats: Stats,
+    layer: str,
+    q: QuantizedSR | None = None,
+    bits: int | None = None,
+    caption: str | Mapping = "",
+):
     """One layer's input and weight: histogram, grid and channel ranges; before and after LET where `q` is given.
 
     Args:
@@ -52,15 +59,17 @@ def layer_figure(stats: Stats, layer: str, q: QuantizedSR | None = None, bits: i
         layer: a name of `stats.layers()`.
         q: the calibrated pipeline, for the boundaries, for the values after LET and for the weight.
         bits: without `q`, the width of the grid between minimum and maximum (MaxMin) that is drawn; None draws none.
+        caption: the small line below.
 
     Raises:
         ValueError: the layer was not seen, or is not quantized in `q`.
     """
     own = stats.channels(layer)
+    name = f"layer {own.number[0]}, {layer}"
     maxmin = (float(own.low.min()), float(own.high.max()))
     if q is None:
         parts = {"": (*stats.histogram(layer), maxmin if bits else None, own)}
-        return plots.layer_panels(parts, bits, heading=f"Input of {layer}")
+        return plots.layer_panels(parts, bits, heading=f"Input of {name}", caption=caption)
     bits, bounds = boundaries(q, layer)
     span = (min(b[0] for b in bounds), max(b[1] for b in bounds))
     after = stats.channels(layer, after=True)
@@ -68,9 +77,9 @@ def layer_figure(stats: Stats, layer: str, q: QuantizedSR | None = None, bits: i
         "before LET": (*stats.histogram(layer), maxmin, own),
         "after LET": (*stats.histogram(layer, after=True), span, after),
     }
-    heading = f"Input of {layer}: {bits} bits, MaxMin before LET and the quantizer's boundaries after"
+    heading = f"Input of {name}: {bits} bits, MaxMin before LET and the quantizer's boundaries after"
     grid = bits if len(bounds) == 1 else None
-    return plots.layer_panels(parts, grid, q.recipe.zero_point, heading, _weights(q, layer))
+    return plots.layer_panels(parts, grid, q.recipe.zero_point, heading, _weights(q, layer), caption=caption)
 
 
 def _weights(q: QuantizedSR, layer: str) -> dict[str, tuple]:
@@ -100,9 +109,8 @@ def layer_rows(
         noise: what `propagation` returned.
         ranking: what `sensitivity` returned.
     """
-    rows = stats.layers()[["module", "layer", "kind", "low", "high", "outlier_share"]].copy()
+    rows = stats.layers()[["number", "module", "layer", "kind", "low", "high", "outlier_share"]].copy()
     rows["layer"] = rows.layer.astype(str)
-    rows.insert(0, "number", range(1, len(rows) + 1))
     rows["outliers"] = 100 * rows.pop("outlier_share")
     if q is not None:
         after = stats.layers(after=True).assign(layer=lambda frame: frame.layer.astype(str)).set_index("layer")
@@ -184,15 +192,17 @@ def layer_explorer(
     bits: int = 4,
     noise: DataFrame | None = None,
     ranking: DataFrame | None = None,
+    caption: str | Mapping = "",
 ):
     """Search and sort the layers, pick one, and see `layer_figure` of it.
 
     Args:
         stats, q, noise, ranking: as for `layer_rows`.
+        caption: of the picture, as for `layer_figure`.
         layer: the first one shown; by default the first in the network.
         bits: of the grid, where `q` does not say it; 0 draws none.
     """
     rows = layer_rows(stats, q, noise, ranking)
     tip = "Bits of the grid between minimum and maximum; 0 draws none"
     more = {} if q is not None else {"bits": slider("Bits", bits, 0, 8, tip)}
-    return LayerExplorer(lambda **v: layer_figure(stats, q=q, **v), rows, layer or rows.layer[0], more)
+    return LayerExplorer(lambda **v: layer_figure(stats, q=q, caption=caption, **v), rows, layer or rows.layer[0], more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -52,7 +53,13 @@ def let_sweep(layer: nn.Linear | nn.Conv2d, x: Tensor, bits: int = 4, points: in
 
 @torch.no_grad()
 def let_figure(
-    layer: nn.Linear | nn.Conv2d, x: Tensor, alpha: float = 0.5, bits: int = 4, name: str = "one layer", sweep=None
+    layer: nn.Linear | nn.Conv2d,
+    x: Tensor,
+    alpha: float = 0.5,
+    bits: int = 4,
+    name: str = "one layer",
+    sweep=None,
+    caption: str | Mapping = "",
 ):
     """LET's start on one layer: channel ranges of activation and weight after the scale, and the output's SQNR.
 
@@ -62,6 +69,7 @@ def let_figure(
         bits: of weight and activation.
         name: for the title.
         sweep: what `let_sweep` gave, where it is known already.
+        caption: the small line below.
     """
     own = transformed(layer, x, alpha, bits)
     seen = x if own.transform is None else own.transform(x, own.dim)
@@ -69,14 +77,22 @@ def let_figure(
     weight = own.transformed_weight().transpose(0, 1).flatten(1)
     frames = [_ranges(t) for t in (rows.cpu(), weight.cpu())]
     sweep = let_sweep(layer, x, bits) if sweep is None else sweep
-    return plots.scale_panels(*frames, sweep, alpha, f"LET with alpha = {alpha:g} on {name}, {bits} bits")
+    heading = f"LET with alpha = {alpha:g} on {name}, {bits} bits"
+    return plots.scale_panels(*frames, sweep, alpha, heading, caption=caption)
 
 
 def _ranges(rows: Tensor) -> pd.DataFrame:
     return pd.DataFrame({"channel": range(len(rows)), "low": rows.amin(1), "high": rows.amax(1)})
 
 
-def let_explorer(layer: nn.Linear | nn.Conv2d, x: Tensor, alpha: float = 0.5, bits: int = 4, name: str = "one layer"):
+def let_explorer(
+    layer: nn.Linear | nn.Conv2d,
+    x: Tensor,
+    alpha: float = 0.5,
+    bits: int = 4,
+    name: str = "one layer",
+    caption: str | Mapping = "",
+):
     """Turn LET's exponent and the bits and see `let_figure`; arguments as there."""
     known = cache(lambda bits: let_sweep(layer, x, bits))
     tip = "0 divides by the weight's ranges alone, 1 flattens the activation and leaves all to the weight"
@@ -84,5 +100,5 @@ def let_explorer(layer: nn.Linear | nn.Conv2d, x: Tensor, alpha: float = 0.5, bi
         "alpha": slider("Alpha", alpha, 0, 1, tip, 0.05),
         "bits": slider("Bits", bits, 2, 8, "Of weight and activation"),
     }
-    draw = lambda **v: let_figure(layer, x, name=name, sweep=known(v["bits"]), **v)
+    draw = lambda **v: let_figure(layer, x, name=name, sweep=known(v["bits"]), caption=caption, **v)
     return Explorer(draw, controls, 350, "LET explorer")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from passionsr_lab.analysis import running
-from passionsr_lab.analysis.layers import layer_table
+from passionsr_lab.analysis.layers import layer_numbers, layer_table, scale_factors
 from passionsr_lab.analysis.observe import observing, weight_channels
 from passionsr_lab.analysis.propagation import collapse, propagation
 from passionsr_lab.analysis.running import BINS, Accumulator
@@ -480,6 +480,32 @@ def test_keep_top_passes_layers_that_have_the_bits():
         keep_top(W4A4, ranking, -1)
     with pytest.raises(ValueError, match="bits"):
         keep_top(W4A4, ranking, 1, bits=40)
+
+
+def test_a_layer_has_one_number_wherever_it_is_listed(pipe, calibrated, images):
+    """In the order in which layers run, which definition order is not; with the hooks of others on the model."""
+    numbers, ran = layer_numbers(pipe), []
+    with ExitStack() as stack:
+        for name, m in pipe.named_modules():
+            if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and name.startswith(("unet", "vae")):
+                stack.callback(m.register_forward_pre_hook(lambda *_, n=name: ran.append(n)).remove)
+        assert layer_numbers(pipe) == numbers and not ran
+        pipe(images[0])
+    assert [name for name in numbers if name in set(ran)] == ran and [*numbers.values()] == [
+        *range(1, 1 + len(numbers))
+    ]
+    part, whole = calibrated(replace(W4A4, name="U", modules=("unet",))), calibrated(W4A4)
+    assert layer_numbers(part) == layer_numbers(whole) == numbers and set(whole.layers) == set(numbers)
+    tables = [
+        layer_table(part),
+        propagation(whole, images[:1]),
+        observed(whole, images[:1]).layers(),
+        scale_factors(whole),
+    ]
+    for table in tables:
+        owners = table.layer.astype(str).where(table.layer.isin(list(numbers)), table.layer.str.rpartition(".")[0])
+        assert table.number.is_monotonic_increasing and (owners.map(numbers) == table.number).all()
+    assert tables[-1].number.unique().tolist() == [*numbers.values()]
 
 
 def test_the_table_of_layers_has_both_bits_and_the_observed_ranges(pipe, calibrated):

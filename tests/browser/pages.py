@@ -64,8 +64,8 @@ def _report(browser: Chromium, folder: Path) -> list[str]:
     for letter in "conv_in":
         browser.key(letter)
     browser.wait(f"{rows}.length === 3", 5, "the search leaves the three layers called conv_in")
-    browser.evaluate(f"{table}.querySelectorAll('th')[0].click()")
-    first = browser.evaluate(f"{rows}[0].cells[0].textContent")
+    browser.evaluate(f"{table}.querySelectorAll('th')[1].click()")
+    first = browser.evaluate(f"{rows}[0].cells[1].textContent")
     if first != "unet.conv_in":
         raise Problem(f"sorted by name, the first layer is {first}")
     browser.screenshot(folder / "report.png")

@@ -9,6 +9,7 @@ from notebook import Notebook, Problem
 CHANGE = 30  # seconds that a new picture may take
 TABLE = ("Search", "Sort by", "falling", "Python", "JSON")  # they change a list or a text, not the picture
 STOP = 90  # seconds from Stop until the widget is ready again
+DEPLOY = 120  # seconds that folding, packing, compiling and measuring may take
 
 
 def use(notebook: Notebook, index: int) -> list[str]:
@@ -31,6 +32,8 @@ def use(notebook: Notebook, index: int) -> list[str]:
     heights = browser.evaluate("[...lab.heights]")
     if len(heights) > 1:
         raise Problem(f"the widget's height jumped: {heights} px")
+    if any(c["name"] == "Deploy" for c in controls):
+        done.append(_deployed(notebook, index))
     return done
 
 
@@ -141,3 +144,21 @@ def _run_and_stop(notebook: Notebook, index: int) -> list[str]:
         f"first picture after {first:.1f} s, the next {second:.1f} s later: {running}",
         f"stopped in {took:.1f} s, {pressed - begun:.0f} s after the start: {said}",
     ]
+
+
+def _deployed(notebook: Notebook, index: int) -> str:
+    """Deploy, after which a line can be moved between full precision and the model in integers, which has seconds."""
+    browser = notebook.browser
+    browser.click("lab.controls[lab.number('Deploy')]")
+    browser.wait("/Deployed|Error/.test(lab.text())", DEPLOY, "deploying")
+    if trouble := browser.evaluate("lab.widget.querySelector('[role=alert]')?.textContent"):
+        raise Problem(f"Deploy: {trouble}")
+    page = "lab.widget.querySelector('iframe').contentDocument.querySelector('.compare')"
+    browser.wait(f"{page}.dataset.ready", CHANGE, "the line between the pictures")
+    names = browser.evaluate(f"[...{page}.querySelector('[data-part=right]').options].map(o => o.value)")
+    wrong = [name for name in names if ("simulated" in name) == name.endswith(" s")]
+    if wrong or not any("deployed" in name for name in names):
+        raise Problem(f"full precision and deployed models have seconds, others none: {names}")
+    browser.evaluate(f"{page}.scrollIntoView({{block: 'end'}})")
+    notebook.shot(f"cell{index + 1}_deployed")
+    return f"deployed: {', '.join(names)}"

@@ -55,6 +55,13 @@ def test_a_comparison_holds_its_pictures_to_the_last_bit_and_a_small_one_as_bloc
     assert Comparison({"a": low, "b": low})._repr_html_().startswith("<iframe srcdoc=")
 
 
+def test_a_simulated_pipeline_is_called_so_and_has_no_seconds(pipe, made, tests):
+    page = Comparison.of({"FP": pipe, "W4A4": made["lbq"][0]}, tests[0].lr, tests[0].hr)
+    assert [re.sub(r"[\d.e-]+ s$", "T s", name) for name in page.pictures] == ["FP, T s", "W4A4, simulated", "HR"]
+    assert (page.left[:2], page.right) == ("FP", "W4A4, simulated")
+    np.testing.assert_allclose(page.pictures[page.right], np.moveaxis(made["lbq"][0](tests[0].lr).numpy(), 0, -1))
+
+
 @pytest.mark.parametrize(("images", "more", "words"), [
     ({"a": RAMP}, {}, "two pictures or more"), ({"a": RAMP, "b": RAMP[:, :5]}, {}, "no whole fraction"),
     ({"a": RAMP, "b": RAMP}, {"left": "c"}, "no picture called 'c'"), ({"a": RAMP, "b": RAMP}, {"at": 2}, "between 0"),

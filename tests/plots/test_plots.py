@@ -83,6 +83,7 @@ FIGURES = {
     "histograms": (plots.histograms, {"before": (EDGES, COUNTS, None), "after": (EDGES / 2, COUNTS, (-1, 1))}, 6),
     "intervals": (plots.intervals, INTERVALS),
     "layer": (plots.layer_panels, {"before LET": (*STATE, ONE), "after LET": (EDGES / 3, COUNTS, (-1, 1), ONE)}, 4),
+    "layer curves": (plots.layer_curves, ABLATION.assign(layer=ABLATION.recipe), "psnr_fp", "method", "dB", LONG),
     "layer ranges": (plots.layer_ranges, RANGES),
     "loss": (plots.loss_curves, pd.concat([records(), records("LBQ + LET", ("all",), step_length=0.0)])),
     "loss of one module": (plots.loss_curves, records(modules=("unet",)).drop(columns="run")),
@@ -325,7 +326,7 @@ def test_layers_stay_in_network_order():
     medians = [line.get_ydata()[0] for line in sorted(lines, key=lambda line: line.get_xdata().mean())]
     assert medians == pytest.approx([*CHANNELS.groupby("layer", observed=True).scale.median()])
     frame = pd.DataFrame({"layer": ["a", "attention", "b"], "low": [-1, None, -5], "high": [1, None, 2]})
-    assert plots.layer_ranges(frame).axes[0].get_title("left") == "widest: b, -5 to 2"
+    assert plots.layer_ranges(frame).axes[0].get_title("left") == "widest: 3 b, -5 to 2"
 
 
 def test_before_and_after_let_share_their_axes_and_the_fill_is_written():

@@ -1,5 +1,6 @@
 """The bench and progress, without a browser: they are built, driven and asked for their pictures."""
 
+import re
 import time
 from dataclasses import replace
 
@@ -86,6 +87,32 @@ def test_any_recipe_runs_a_row_of_a_table_too_and_runs_stand_side_by_side(pipe, 
     assert bench.table.value.count("<tr") == 4
 
 
+def test_integers_stand_beside_what_is_simulated_and_only_they_and_full_precision_have_seconds(pipe, pairs):
+    pytest.importorskip("openvino")
+    bench = widgets.calibration_bench(pipe, pairs[:2], pairs[2:3], method="let", epochs=1, every=100)
+    assert bench.integers.disabled and bench.comparison is None
+    bench.start()
+    q = bench.wait(60)
+    bench.deploy()
+    assert bench.wait(120) is q and bench.error is None and bench.deployed.label == "deployed"
+    simulated, deployed = bench.runs
+    assert (simulated["label"], deployed["label"]) == ("simulated", "deployed")
+    assert "seconds" not in simulated and deployed["seconds"] > 0
+    assert deployed["dB"] == pytest.approx(simulated["dB"], abs=1) and "Deployed" in bench.status.value
+    names = [re.sub(r"[\d.e-]+ s$", "T s", name) for name in bench.comparison.pictures]
+    assert names == ["full precision, T s", "1: W6A6 LET, simulated", "2: W6A6 LET, deployed, T s"]
+    assert "<iframe" in bench.slider.value and bench.table.value.count("deployed") == 1
+
+
+def test_what_cannot_be_deployed_is_told_and_the_simulated_model_stays(pipe, pairs):
+    bench = widgets.calibration_bench(pipe, pairs[:2], method="let", epochs=1, every=100)
+    bench.start()
+    q = bench.wait(60)
+    q.method = None
+    bench.deploy()
+    assert bench.wait(60) is q and "role='alert'" in bench.status.value and not bench.integers.disabled
+
+
 def test_a_new_bench_ends_what_another_one_runs(pipe, pairs, bench):
     bench.controls["epochs"].value = 16
     bench.start()
@@ -126,7 +153,7 @@ def test_an_error_is_told_and_the_bench_stays_usable(bench):
 
 
 def test_every_control_has_a_label_a_tooltip_and_the_tab_key(bench):
-    controls = [bench.row, *bench.controls.values(), bench.go, bench.halt, bench.further]
+    controls = [bench.row, *bench.controls.values(), bench.go, bench.halt, bench.further, bench.integers]
     assert all(control.description and control.tooltip and control.tabbable for control in controls)
     assert all(not c.continuous_update for c in controls if "continuous_update" in c.traits())
 
