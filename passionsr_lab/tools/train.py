@@ -72,7 +72,6 @@ PHASES = (
     Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
     Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
     Phase("sharpened and softer", 4200, 128, 4, 4e-4, 3e-4, horizon=4200, errors="decibels", prompted=0.7),
-    Phase("its large crops", 400, 256, 2, 1e-4, 5e-5, horizon=400, errors="decibels", prompted=0.7),
 )
 
 
