@@ -20,18 +20,19 @@ SAVE_EVERY = 180  # seconds between two states that a run keeps
 @click.option("--seed", default=0, type=NATURAL)
 @click.option("--start", help="a model to go on from, with its prompt branch", show_default="a new one")
 @click.option("--skip", default=0, type=NATURAL, help="leave out phases that --start has been through")
+@click.option("--new-prompt", is_flag=True, help="begin the prompt branch of --start anew")
 @click.option(
     "--timestep", type=COUNT, help="an adapter of --start for this timestep instead, in OUT/timesteps; begins anew"
 )
 @click.option("--minutes", type=click.FloatRange(0), help="stop after this long, to go on later")
-def train(images, out, seed, start, skip, timestep, minutes) -> Told:
+def train(images, out, seed, start, skip, new_prompt, timestep, minutes) -> Told:
     """The state is saved every three minutes."""
     if timestep is not None:
         return _adapt(images, out, seed, start or "tiny", timestep)
     from ..tools.train import PHASES, Training
     from ..util.files import claimed
 
-    work, state = Training(images, seed, PHASES[skip:], start), out / "training.pt"
+    work, state = Training(images, seed, PHASES[skip:], start, new_prompt), out / "training.pt"
     with claimed(out):
         _train(work, state, minutes)
         work.averaged().half().save(out)  # float16 on disk; it is loaded as float32

@@ -19,27 +19,34 @@ SMALLEST = 8  # pixels of an edge: the blur's kernel of 15 is mirrored at the bo
 
 @dataclass(frozen=True)
 class Degradation:
-    """How a photograph loses its detail: Gaussian blur, ×4 down-sampling, Gaussian noise, JPEG.
+    """How a photograph loses its detail: Gaussian blur, ×4 down-sampling, a camera's sharpening, noise, JPEG.
+
+    Optics blur and a camera's processor sharpens what is left, with an overshoot: in real LR pictures coarse detail
+    comes out stronger than in the HR picture and fine detail is gone, which no blur alone does.
 
     blur: range of the standard deviations of the (anisotropic) Gaussian, in HR pixels.
-    noise: range of the noise's standard deviation, of 1.
+    sharpening: range of the amount of an unsharp mask on the LR picture; its Gaussian has 1 to 2 LR pixels.
+    sharpened: probability of the unsharp mask.
+    noise: range of the standard deviation of Gaussian noise, of 1.
     jpeg: range of the JPEG quality.
     clean: probability that noise, and independently JPEG, is left out.
     """
 
-    blur: tuple[float, float] = (0.2, 2.4)
-    noise: tuple[float, float] = (0.0, 0.04)
-    jpeg: tuple[int, int] = (50, 95)
-    clean: float = 0.25
+    blur: tuple[float, float] = (1.5, 3.5)
+    sharpening: tuple[float, float] = (0.3, 1.0)
+    sharpened: float = 0.5
+    noise: tuple[float, float] = (0.0, 0.015)
+    jpeg: tuple[int, int] = (75, 95)
+    clean: float = 0.3
 
     def __call__(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         """(3, 4h, 4w) in [0, 1] -> (3, h, w) in [0, 1] on the 8-bit grid."""
-        kernel = _gaussian(*rng.uniform(*self.blur, 2), rng.uniform(0, math.pi))
-        pad = kernel.shape[-1] // 2
-        blurred = F.conv2d(F.pad(hr[:, None], (pad,) * 4, mode="reflect"), kernel[None, None])[:, 0]
+        blurred = _filter(hr, _gaussian(*rng.uniform(*self.blur, 2), rng.uniform(0, math.pi), 15), "reflect")
         mode = rng.choice(["bicubic", "bilinear", "area"])
         antialias = {} if mode == "area" else {"antialias": True}
         lr = F.interpolate(blurred[None], scale_factor=1 / UPSCALE, mode=str(mode), **antialias)[0]
+        if rng.random() < self.sharpened:
+            lr = lr + rng.uniform(*self.sharpening) * (lr - _filter(lr, _gaussian(*[rng.uniform(1, 2)] * 2, 0, 9)))
         if rng.random() >= self.clean:
             channels = 3 if rng.random() < 0.7 else 1
             sigma = rng.uniform(*self.noise)
@@ -49,7 +56,12 @@ class Degradation:
         return (lr.clamp(0, 1) * 255).round() / 255
 
 
-def _gaussian(sigma_x: float, sigma_y: float, angle: float, size: int = 15) -> Tensor:
+def _filter(x: Tensor, kernel: Tensor, border: str = "replicate") -> Tensor:
+    """(3, H, W) filtered by a square kernel of odd size."""
+    return F.conv2d(F.pad(x[:, None], (kernel.shape[-1] // 2,) * 4, mode=border), kernel[None, None])[:, 0]
+
+
+def _gaussian(sigma_x: float, sigma_y: float, angle: float, size: int) -> Tensor:
     r = torch.arange(size) - size // 2
     y, x = torch.meshgrid(r, r, indexing="ij")
     u, v = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)

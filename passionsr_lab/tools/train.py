@@ -30,7 +30,7 @@ from ..util.compat import torchvision_importable
 from ..util.files import write_checkpoint
 
 RATIO = 4.0  # standard deviation of z_H over that of z_L at the start: how much Eq. 9 must add
-CONDITION_RATE = 5.0  # learning rate of tagger, text encoder and cross-attention over the UNet's
+CONDITION_RATE = 1.0  # learning rate of tagger, text encoder and cross-attention over the UNet's
 LATENT_STD = 0.25  # of z_L at the start; an image in [-1, 1] has about 0.5
 
 
@@ -71,6 +71,7 @@ PHASES = (
     Phase("large crops", 150, 256, 2, 1e-4, 5e-5, horizon=150, errors="squared"),
     Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
     Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
+    Phase("sharpened and softer", 4200, 128, 4, 4e-4, 3e-4, horizon=4200, errors="decibels", prompted=0.7),
 )
 
 
@@ -270,12 +271,23 @@ class Training:
         seed: of weights, crops and degradation.
         phases: what to do, in order.
         start: a model with a prompt branch to go on from; None begins with `new_model`.
+        new_prompt: begin the prompt branch anew.
     """
 
-    def __init__(self, images: str | Path, seed: int = 0, phases: tuple[Phase, ...] = PHASES, start: str | None = None):
+    def __init__(
+        self,
+        images: str | Path,
+        seed: int = 0,
+        phases: tuple[Phase, ...] = PHASES,
+        start: str | None = None,
+        new_prompt: bool = False,
+    ):
         self.phases, self.seed, self.step = phases, seed, 0
         torch.manual_seed(seed)
-        self.model = (load_pipeline(start, prompt=True) if start else new_model(seed)).requires_grad_(True)
+        self.model = load_pipeline(start, prompt=True) if start else new_model(seed)
+        if new_prompt:
+            self.model.prompt = new_branch(self.model.unet.config.cross_attention_dim)
+        self.model.requires_grad_(True)
         self.average = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.crops = Crops(images, seed)
         self.rng = np.random.default_rng(seed)
