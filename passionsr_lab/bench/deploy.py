@@ -175,7 +175,7 @@ def _measured(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, option
     routes, skipped = _routes(name, pipe, ready, folder, options)
     floats = [route for route in routes if route not in (DEPLOYED, HALF)]
     slower = {}
-    if options.backend == "openvino":
+    if options.backend == "openvino" and not skipped:
         slower = _slower(routes[DEPLOYED], routes["openvino"], x, options.rounds)
     if slower:
         grids = {f"{layer}.act" for layer in slower}
@@ -223,7 +223,7 @@ def _routes(
     name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, options: Deploying
 ) -> tuple[dict[str, Run], list[str]]:
     """Every way to run one network, all from the input of the deployed graph to its output; and those that are left out
-    for want of memory: each holds the weights once more, and on its way twice."""
+    for want of memory: each holds the weights once more, and on its way three times."""
     emitted = EMIT[name](pipe)
     part, file = Part.of(emitted, emitted.graph.model(*ends(pipe, name))), folder / f"float_{name}.onnx"
     save_onnx(part, file)
@@ -235,7 +235,7 @@ def _routes(
     if options.compiled and shutil.which("g++"):
         ways["torch compiled"] = lambda: torch.compile(torch_route(name, pipe))
     routes, skipped = {"torch": torch_route(name, pipe), DEPLOYED: ready.engines[name]}, []
-    x, room = _input(name, pipe, options), 2 * part.bytes()["constants"]
+    x, room = _input(name, pipe, options), 3 * part.bytes()["constants"]
     del emitted, part
     for route, make in ways.items():
         if available() < room:

@@ -3,7 +3,7 @@
 import click
 
 from .common import Told, command, live
-from .options import COUNT, DEVICE, FILE, SIZE
+from .options import COUNT, DEVICE, FILE, NAMES, SIZE
 
 
 @command("bench fullsize --recipe W6A6 --crop 256", "bench calibrate --rounds 9 --json", "bench deploy --model sd21")
@@ -17,6 +17,7 @@ from .options import COUNT, DEVICE, FILE, SIZE
 @click.option("--report", type=FILE, help="calibrate, deploy: a JSON file to write too")
 @click.option("--model", default="tiny", help="deploy: 'tiny', 'sd21' (random weights) or a model folder")
 @click.option("--method", default="let", help="deploy: of the calibration")
+@click.option("--networks", default="encoder,unet,decoder", type=NAMES, help="deploy: of the model")
 @click.option("--threads", default=1, type=COUNT, help="deploy: of every route")
 @click.option("--compiled/--no-compiled", default=True, help="deploy: torch.compile too, where there is a compiler")
 def bench(what, **options) -> Told:
@@ -49,10 +50,14 @@ def _calibrate(recipe, rounds, report, **_) -> Told:
     return _reported(benchmark.calibrate(settings), ("ratios", "memory_ratios"), report)
 
 
-def _deploy(recipe, size, rounds, report, model, method, threads, compiled, **_) -> Told:
+def _deploy(recipe, size, rounds, report, model, method, networks, threads, compiled, **_) -> Told:
     from ..bench import deploy as benchmark
 
-    settings = benchmark.Deploying(model, recipe or "W8A8", method, size, rounds or 5, threads, compiled)
+    if unknown := set(networks) - set(benchmark.NETWORKS):
+        raise click.UsageError(f"a network is one of {', '.join(benchmark.NETWORKS)}, not {min(unknown)}")
+    settings = benchmark.Deploying(
+        model, recipe or "W8A8", method, size, rounds or 5, threads, compiled, networks=tuple(networks)
+    )
     return _reported(benchmark.deploying(settings), ("ratios",), report)
 
 

@@ -3,13 +3,14 @@
 QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  The prediction n of the model it starts
 from says z_H = (z - s n) / sqrt(a); at the new timestep the network must predict (z - sqrt(a') z_H) / s' instead, which
 at t = 1 is nearly all residual.  It begins near the old model: an adapter of rank 1 tells the
-time embedding the old timestep, exactly; two groups of channels of the last block, those that count least, carry z to
-conv_out (`train.Carriers`); and conv_out is the one that gives the new noise with the least squared error.
+time embedding the old timestep, exactly; a group of channels of the last block, the one that counts least, carries z to
+conv_out; and conv_out is the one that gives the new noise with the least squared error.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -28,14 +29,15 @@ from ..pipeline.lora import LoRA, delta, merge
 from ..pipeline.onestep import OneStepSR
 from ..pipeline.timesteps import ADAPTER, write_adapter
 from ..util.hooks import hooks
-from .train import LATENT_STD, Carriers, Crops, Phase, reconstruction_loss
+from .train import LATENT_STD, Crops, Phase
 
-PHASE = Phase("another timestep", 120, 96, 4, 0.0, 5e-5, horizon=120, errors="decibels", prompted=0.0, warm=20)
+PHASE = Phase("another timestep", 100, 96, 4, 0.0, 2e-4, horizon=100, warm=20)
 RANK = 3
 TIME = "time_embedding.linear_1"
 OUT = "conv_out"
 LAST = "up_blocks.2.resnets.1"  # the block before it
 BASE = ".base_layer."
+ABOVE = 8.0  # standard deviations of z above zero, where it passes SiLU
 WHOLE = (OUT, "conv_norm_out", f"{LAST}.conv2", f"{LAST}.conv_shortcut")  # replaced instead of adapted
 REPLACED = tuple(f"{layer}{BASE}{kind}" for layer in WHOLE for kind in ("weight", "bias"))
 
@@ -66,8 +68,7 @@ class Adapting:
             begun = time.perf_counter()
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * (self.phase.cosine(step) * self.phase.warming(step))
-            lr, hr = self.crops.batch(self.phase, self.rng)
-            loss = reconstruction_loss(self._restore(self.pipe.prepare(lr)), hr * 2 - 1, self.phase)
+            loss = self._loss()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.tensors.values(), 1.0)
@@ -108,14 +109,15 @@ class Adapting:
             found[f"{layer}.weight"] = own[f"{layer}.weight"] + delta(a, b)
         return found
 
-    def _restore(self, x: Tensor) -> Tensor:
-        """The whole path with the adapters, differentiable: (B, 3, H, W) in [-1, 1] -> image."""
+    def _loss(self) -> Tensor:
+        """The squared error of z_H, with the adapters, against that of the model it starts from."""
         pipe = self.pipe
         with torch.no_grad():
-            z = pipe.encode(x)
+            z = pipe.encode(pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
+            wanted = self.base.denoise(z)
         condition = pipe.prompt_embedding.expand(len(z), -1, -1)
         noise = functional_call(pipe.unet, self._weights(), (z, pipe.timestep, condition)).sample
-        return pipe.decode(pipe.clean(z, noise))
+        return F.mse_loss(pipe.clean(z, noise), wanted)
 
     def _groups(self) -> list[dict]:
         """Rates: the new conv_out is many times larger than the old one, and so are its steps."""
@@ -148,20 +150,52 @@ class Adapting:
 
     @torch.no_grad()
     def _carry(self) -> None:
-        """Gives z_L itself to conv_out: two groups of channels of the last block carry it, those that count least."""
-        unet, conv, norm = self.pipe.unet, self.pipe.unet.conv_out, self.pipe.unet.conv_norm_out
-        width, groups, latents = norm.num_channels, norm.num_groups, unet.config.in_channels
-        energy = (conv.weight.square().sum((0, 2, 3)) * norm.weight.square()).view(groups, -1).sum(1)
-        carriers = Carriers(width, groups, latents, LATENT_STD, at=energy.argsort()[:2].sort().values.tolist())
+        """Gives z_L itself to conv_out: channels of the last block carry it, in the groups that count least.
+
+        In a group each signal rides on a channel, and the negative of their sum on another: GroupNorm's mean is zero.
+        Two constants pin its scale; far above zero SiLU changes nothing.
+        """
+        unet, norm, tensors = self.pipe.unet, self.pipe.unet.conv_norm_out, self.tensors
+        latents, size = unet.config.in_channels, norm.num_channels // norm.num_groups
+        each = min(size - 3, latents)
+        if each < 1 or math.ceil(latents / each) > norm.num_groups:
+            raise ValueError(
+                f"{norm.num_channels} channels in {norm.num_groups} groups cannot carry {latents} latents."
+            )
         into = unet.conv_in.weight.double().flatten(1)  # (96, 72): the patch comes back out of it, its centre is z
         z = torch.linalg.pinv(into).view(latents, 9, -1)[:, 4].float()  # (8, 96)
-        shortcut, bias = (self.tensors[f"{LAST}.conv_shortcut{BASE}{kind}"] for kind in ("weight", "bias"))
-        signals = F.pad(z, (shortcut.shape[1] - width, 0))  # the skip connection is the last part of the input
-        carriers.write(shortcut, bias, signals, -z @ unet.conv_in.bias)
-        for kind in ("weight", "bias"):
-            self.tensors[f"{LAST}.conv2{BASE}{kind}"][carriers.rows] = 0
-        self.tensors[f"conv_norm_out{BASE}weight"][carriers.rows] = carriers.norm
-        self.tensors[f"conv_norm_out{BASE}bias"][carriers.rows] = 0
+        z = F.pad(z, (unet.up_blocks[-1].resnets[-1].conv_shortcut.in_channels - z.shape[1], 0))  # the skip comes last
+        added = -z[:, -len(unet.conv_in.bias) :] @ unet.conv_in.bias
+        weight, bias = (tensors[f"{LAST}.conv_shortcut{BASE}{kind}"] for kind in ("weight", "bias"))
+        anchor = 30 * LATENT_STD
+        for group, signals in zip(self._least_needed(math.ceil(latents / each)), torch.arange(latents).split(each)):
+            rows = range(group * size, (group + 1) * size)
+            ride, rest = rows[: len(signals)], rows[len(signals)]
+            for kind in ("weight", "bias"):
+                tensors[f"{LAST}.conv2{BASE}{kind}"][rows] = 0
+                tensors[f"conv_norm_out{BASE}{kind}"][rows] = 0
+            weight[rows] = bias[rows] = 0
+            weight[ride], bias[ride] = z[signals, :, None, None], added[signals]
+            weight[rest], bias[rest] = -z[signals].sum(0)[:, None, None], -added[signals].sum()
+            bias[rows[-2]], bias[rows[-1]] = anchor, -anchor
+            tensors[f"conv_norm_out{BASE}weight"][ride] = anchor * math.sqrt(2 / size) / LATENT_STD
+            tensors[f"conv_norm_out{BASE}bias"][ride] = ABOVE
+
+    def _least_needed(self, count: int, batches: int = 8) -> tuple[int, ...]:
+        """The groups without which conv_out's other inputs, and z, still give its output with the least error."""
+        groups = self.pipe.unet.conv_norm_out.num_groups
+        products = targets = total = 0.0
+        for _ in range(batches):
+            z = self.pipe.encode(self.pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
+            x, y = self._columns(self._entering(z), z), _rows(self.base.noise(z))
+            products, targets, total = products + x.T @ x, targets + x.T @ y, total + y.square().sum()
+        size = 9 * self.pipe.unet.conv_norm_out.num_channels // groups  # columns of a group
+        errors = {}
+        for left in itertools.combinations(range(groups), count):
+            kept = torch.tensor([i for i in range(len(products)) if i // size not in left])
+            found = _solved(products[kept][:, kept], targets[kept])
+            errors[left] = float(total - (found * targets[kept]).sum())
+        return min(errors, key=errors.__getitem__)
 
     @torch.no_grad()
     def _tell_old_time(self, tensors: dict[str, Tensor]) -> None:
@@ -179,19 +213,20 @@ class Adapting:
         """conv_out by least squares: from its inputs (865 with the bias) to the noise that gives the old z_H."""
         conv, levels = self.pipe.unet.conv_out, self.pipe.scheduler.alphas_cumprod.double()
         a = levels[self.timestep]
-        products, targets = 0.0, 0.0
+        products = targets = 0.0
         for _ in range(batches):
-            lr, _ = self.crops.batch(self.phase, self.rng)
-            z = self.pipe.encode(self.pipe.prepare(lr))
+            z = self.pipe.encode(self.pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
             wanted = (z.double() - a.sqrt() * self.base.denoise(z).double()) / (1 - a).sqrt()
-            x = F.unfold(self._entering(z), 3, padding=1).double()
-            x = torch.cat([x, torch.ones_like(x[:, :1])], 1).transpose(1, 2).flatten(0, 1)
-            products = products + x.T @ x
-            targets = targets + x.T @ wanted.flatten(2).transpose(1, 2).flatten(0, 1)
-        products += 1e-9 * products.diagonal().mean() * torch.eye(len(products))
-        found = torch.linalg.solve(products, targets).T
+            x = self._columns(self._entering(z))
+            products, targets = products + x.T @ x, targets + x.T @ _rows(wanted)
+        found = _solved(products, targets).T
         self.tensors[f"{OUT}{BASE}weight"] = found[:, :-1].reshape(conv.weight.shape).float()
         self.tensors[f"{OUT}{BASE}bias"] = found[:, -1].float()
+
+    def _columns(self, x: Tensor, *more: Tensor) -> Tensor:
+        """What a 3x3 convolution of x multiplies, one row per pixel, with further maps and ones beside it."""
+        patches = F.unfold(x, 3, padding=1).unflatten(2, x.shape[2:])
+        return _rows(torch.cat([patches, *more, torch.ones_like(x[:, :1])], 1).double())
 
     def _entering(self, z: Tensor) -> Tensor:
         """What conv_out is given at the new timestep: (B, C, h, w)."""
@@ -202,3 +237,13 @@ class Adapting:
                 self.pipe.unet, self._weights(), (z, self.timestep, self.pipe.prompt_embedding.expand(len(z), -1, -1))
             )
         return kept[0]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B h w, C) in double precision."""
+    return x.double().movedim(1, -1).flatten(0, -2)
+
+
+def _solved(products: Tensor, targets: Tensor) -> Tensor:
+    """The least squares' solution, a little regularized."""
+    return torch.linalg.solve(products + 1e-9 * products.diagonal().mean() * torch.eye(len(products)), targets)
