@@ -9,8 +9,8 @@
 #
 # **How long.** The live grid takes two to three minutes on two cores and says how much is left; what the store holds
 # already (from `00`, `07` or `make ablation`) takes seconds. The whole table takes much longer and is not computed here:
-# `make ablation`, that is `python -m passionsr_lab compare --seeds 3 --csv figures/ablation.csv`, which goes on where
-# it was when it is interrupted.
+# `make ablation`, that is `python -m passionsr_lab tune` and then `compare --seeds 3` with the rates that it chose, which
+# go on where they were when they are interrupted.
 #
 # **What is simulated.** The low bits. Seconds and peak memory are those of calibrating in floating point.
 
@@ -24,7 +24,7 @@ from passionsr_lab.tools.notebooks import checkout, figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
-METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET"}
+METHODS = {"maxmin": "MaxMin", "let": "LET's start", "lbq": "LBQ", "lbq+let": "LBQ + LET"}
 METHODS |= {"passionsr-strict": "LBQ + LET + strict DQC", "passionsr": "LBQ + LET + DQC"}
 RECIPE, SEED = "W6A6", 0  # of the live grid
 EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64  # as in `00`, `07` and the whole table: the same models, from one store
@@ -43,7 +43,8 @@ pd.Series(tables.provenance(MODEL, SEED, RECIPE) | {"device": "cpu"}, name="prov
 # in sum (to within the rounding of epochs), fewer of the encoder and more of the decoder, which also makes good what
 # the two before it did.
 # DQC comes twice: *strict* is the paper to the letter, where stage 1 trains LET alone and the boundaries follow the
-# moving range; in the library's `passionsr` they learn in stage 1 too, then alone in stage 2.
+# moving range; in the library's `passionsr` they learn in stage 1 too, then alone in stage 2. *LET's start* trains
+# nothing: it is what the three below it begin with.
 
 # %%
 configurations = lab.grid(
@@ -78,8 +79,10 @@ live_figure
 #
 # ## The whole table
 # All methods, three widths, three seeds, with the settings of `python -m passionsr_lab compare`, on test pictures that
-# no calibration saw. The mean and the standard deviation over the seeds are in `ablation.csv`; settings and versions of
-# every run in `ablation_runs.csv`.
+# no calibration saw. Every method that trains ran with 0.3, 1 and 3 times its learning rates on tuning pictures, which are
+# neither those of calibration nor those of tests, and is here with the best of the three (`tuning.csv`). The mean and the
+# standard deviation over the seeds are in `ablation.csv`; settings and versions of every run in `ablation_runs.csv`;
+# differences between equal seeds, with their intervals, in `ablation_differences.csv`.
 
 
 # %%

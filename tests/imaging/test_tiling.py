@@ -224,9 +224,9 @@ def test_shared_norms_give_tiles_the_statistics_of_the_whole():
 # -- on the embedded model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tiling", [Tiling(32, 8), Tiling(32, 8, stages=True, shared=True)], ids=["paths", "stages"])
+@pytest.mark.parametrize("tiling", [Tiling(32, 8), Tiling(48, 16, stages=True, shared=True)], ids=["paths", "stages"])
 def test_tiles_of_the_embedded_model_are_near_the_picture_without_them(tiling):
-    """A tile sees only itself: attention and GroupNorm differ.  Measured: 42.6 to 45.3 dB; twice that: 6 dB less."""
+    """A tile sees only itself: attention and GroupNorm differ.  Measured: 43.9 and 38.7 dB."""
     embedded, lr = lab.tiny(), lab.bundled("test", size=256)[0].lr  # 64 x 64
     whole = embedded(lr, None)
     found = psnr_rgb(embedded(lr, tiling), whole)
