@@ -5,8 +5,7 @@
 #                minutes on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make ablation  Table 4 on the embedded model, three seeds: rates on tuning pictures (figures/tuning.csv), then
-#                figures/ablation.csv (about three quarters of an hour)
+# make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
 # make lowbits   every method from 8 to 2 bits, three seeds: figures/low_bits.csv (hours)
 PYTHON ?= python3
 VENV := .venv
@@ -44,8 +43,7 @@ notebooks: $(READY)
 	$(BIN)/python -m passionsr_lab.tools.notebooks check $(NOTEBOOKS)
 
 ablation: $(READY)
-	$(BIN)/python -m passionsr_lab tune --jobs 2 --csv figures/tuning.csv
-	$(BIN)/python -m passionsr_lab compare --tuned figures/tuning.csv --seeds 3 --jobs 2 --csv figures/ablation.csv
+	$(BIN)/python -m passionsr_lab compare --seeds 3 --jobs 2 --csv figures/ablation.csv
 
 LOW := maxmin,percentile,let,lbq,lbq+let,passionsr,passionsr+e2e,lsq,lsq+,q-diffusion,efficientdm,svdquant,quantvsr
 lowbits: $(READY)

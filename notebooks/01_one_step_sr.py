@@ -162,8 +162,8 @@ print(f"error in z_L through UNet and Eq. 9: x {answered:.2f}")
 #
 # QArtSR asks which timestep quantizes best, and retrains the one-step model there before it quantizes anything. The
 # embedded model has adapters for three more: a LoRA of the UNet and its last layers anew, merged on loading, trained for
-# 120 steps (`python -m passionsr_lab train --timestep 249`). In full precision all four restore alike; what quantization
-# makes of them is the question of `13_four_bits`.
+# 100 steps (`python -m passionsr_lab train --timestep 249`). In full precision the others lose a few tenths of a dB;
+# what quantization makes of them is the question of `13_four_bits`.
 
 # %%
 variants = {f"t = {full.timestep}": pruned} | {f"t = {t}": lab.load(f"{MODEL}@{t}").to(DEVICE) for t in VARIANTS}
@@ -236,8 +236,8 @@ fig
 # ## The claim
 #
 # Eq. 9 multiplies an error in the predicted noise by $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}$, which is 14.6 on SD2.1's
-# schedule at *t* = 999; this model restores as well at smaller timesteps; and without its prompt branch it is as good as
-# with it.
+# schedule at *t* = 999; this model restores a little less at smaller timesteps; and without its prompt branch it
+# is as good as with it.
 
 # %%
 theory = gains[gains["error in"].str.contains("theory")].set_index("t").gain
@@ -248,4 +248,4 @@ if full.timestep == 999:
 lost = (cut["FP, with prompt"] - cut["PassionSR-FP"]).mean()
 assert lost < 0.3, f"cutting the prompt branch costs {lost:.2f} dB of PSNR-Y"
 worst = (times.loc["mean", f"t = {full.timestep}"] - times.loc["mean"].drop("bicubic")).max()
-assert worst < 0.15, f"another timestep costs {worst:.2f} dB of PSNR-Y"
+assert worst < 0.5, f"another timestep costs {worst:.2f} dB of PSNR-Y"

@@ -20,7 +20,7 @@ import passionsr_lab as lab
 from passionsr_lab import plots, widgets
 from passionsr_lab.analysis.bitcost import recipe_cost
 from passionsr_lab.analysis.cost import count
-from passionsr_lab.analysis.layers import branch_ranks
+from passionsr_lab.analysis.layers import branch_ranks, layer_table
 from passionsr_lab.calibration.lowrank import low_rank
 from passionsr_lab.evaluation import tables
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
@@ -70,7 +70,7 @@ starts = {
     "budget": untrained("quantvsr", budget=SHARE),
 }
 ranks = pd.DataFrame({rule: branch_ranks(q) for rule, q in starts.items()}).fillna(0).astype(int)
-labels = lab.layer_table(starts["budget"]).set_index("layer")[["number", "module"]]
+labels = layer_table(starts["budget"]).set_index("layer")[["number", "module"]]
 ranks = labels.join(ranks, how="right")
 ranks.groupby("module")[list(starts)].agg(["min", "mean", "max"]).reindex(MODULES).round(1)
 

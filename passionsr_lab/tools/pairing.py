@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
 
-LIMIT = 500_000  # bytes of an executed notebook
+LIMIT = 550_000  # bytes of an executed notebook
 PLACES = "home|Users|root|work|tmp|var|opt|usr|mnt|media|srv|data|workspace|private|content"
 ABSOLUTE = re.compile(rf"(?<![\w.:/~-])(?:/(?:{PLACES})/[\w.-]+|[A-Za-z]:\\+\w+)")
 EMBEDDED = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")

@@ -152,6 +152,21 @@ def test_compare_prints_the_table_and_takes_finished_runs_from_its_cache(told, c
     assert [row["psnr_y"] for row in runs] == pytest.approx(list(pd.read_csv(tmp_path / "table_runs.csv").psnr_y))
 
 
+def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, model, tmp_path, monkeypatch):
+    for name, value in {"size": 16, "test_pairs": 1, "test_size": 32}.items():
+        monkeypatch.setitem(DEFAULTS, name, value)
+    shared = ("--model", model, "--recipes", "W4A4", "--epochs", 1, "--pairs", 1, "--cache", tmp_path / "c")
+    code, result, _ = told("tune", *shared, "--methods", "maxmin,lbq", "--csv", tmp_path / "tuning.csv")
+    assert code == 0 and [row["rates"] for row in result["runs"]] == [0.3, 1.0, 3.0]
+    assert {(row["method"], row["tests"]) for row in result["runs"]} == {("lbq", "tuning")}
+    best = max(result["runs"], key=lambda row: row["psnr_fp"])
+    compared = ("compare", *shared, "--tuned", tmp_path / "tuning.csv", "--methods")
+    rows = told(*compared, "maxmin,lbq")[1]["runs"]
+    assert [(row["rates"], row["tests"]) for row in rows] == [(1.0, "test"), (best["rates"], "test")] and best["chosen"]
+    code, _, err = cli(*compared, "passionsr")
+    assert code == 2 and "run `tune` with it" in err and err.count("\n") == 1
+
+
 def test_table2_is_one_command_and_gives_the_same_bytes_when_it_goes_on(told, model, tmp_path):
     command = ("table2", "--model", model, "--out", tmp_path / "out", "--bits", "W4A4", "--metrics", "psnr",
                "--methods", "PassionSR-FP,maxmin", "--count", 1, "--crop", 32, "--pairs", 1, "--size", 16,
