@@ -81,7 +81,7 @@ BROKEN = {
     "cell 3 holds a widget's output": shows({"model_id": "abc"}, WIDGET),
     "absolute path, /home/ann": shows("saved to /home/ann/figures/a.png"),
     "absolute path, C:": shows(r"C:\Users\ann\a.png", "text/html"),
-    "500 KB is the limit": shows("x" * 500_000),
+    "550 KB is the limit": shows("x" * 550_000),
 }
 
 
