@@ -151,7 +151,7 @@ def test_a_stage_that_gets_worse_is_undone_wholly(run):
 
 
 def test_a_stage_that_went_too_far_goes_back_along_its_way(begin):
-    work = begin("lbq+let", FINE, epochs=2)
+    work = begin("lbq+let", FINE, pairs=lab.bundled("calibration", 6, 32, seed=1), epochs=2)
     records = work.run()
     first = next(records)
     while first["of"] > next(records)["step"]:
@@ -164,7 +164,7 @@ def test_a_stage_that_went_too_far_goes_back_along_its_way(begin):
 
 
 def test_a_stage_that_gets_better_stays_and_without_a_line_search_every_stage_does(run):
-    q, records = run("lbq+let", FINE, epochs=2)
+    q, records = run("lbq+let", FINE, pairs=lab.bundled("calibration", 6, 32, seed=1), epochs=2)
     assert (
         records[-1]["step_length"] == 1
         and records[-1]["loss"] < records[0]["loss"]
