@@ -51,11 +51,10 @@ def count(pipe: nn.Module, size: int = 512) -> pandas.DataFrame:
 
     if size < 1 or size % pipe.multiple:
         raise ValueError(f"size must be a positive multiple of {pipe.multiple} for this pipeline, not {size}.")
-    shapes = {id(t): t.detach().to("meta") for t in (*pipe.parameters(), *pipe.buffers())}
-    pipe = copy.deepcopy(pipe, shapes)
-    for module in pipe.modules():  # the hooks of others, which came with the copy
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+    instead: dict[int, object] = {id(t): t.detach().to("meta") for t in (*pipe.parameters(), *pipe.buffers())}
+    for module in pipe.modules():  # hooks stay behind: other threads may be adding theirs
+        instead |= {id(hooks): type(hooks)() for name, hooks in vars(module).items() if name.endswith("_hooks")}
+    pipe = copy.deepcopy(pipe, instead)
     rows = _record(pipe, _layers(pipe))
     with torch.no_grad():
         image = torch.empty(1, 3, size, size, device="meta", dtype=pipe.prompt_embedding.dtype)

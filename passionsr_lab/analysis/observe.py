@@ -13,6 +13,7 @@ from ..pipeline.onestep import OneStepSR
 from ..quantization.attention import QuantAttention
 from ..quantization.layer import QuantLayer
 from ..util.hooks import hooks
+from ..util.names import uncompiled_name
 from .layers import layer_numbers
 from .running import Accumulator, Histogram
 
@@ -76,7 +77,7 @@ class Stats:
         seen = self._seen[after]
         if site.name not in seen:
             path = site.name.rpartition(".")[0] if site.kind == "attention" else site.name
-            number = self._numbers[path.replace("_orig_mod.", "")]
+            number = self._numbers[uncompiled_name(path)]
             labels = {"number": number, "module": site.module, "layer": site.name, "kind": site.kind}
             seen[site.name] = labels, Accumulator(x.shape[dim])
         try:

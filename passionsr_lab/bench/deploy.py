@@ -53,7 +53,7 @@ class Deploying:
     model: "tiny", "sd21" (random weights) or a model folder; recipe, method: of the calibration, which here has two
     pairs and no steps where the method has none.
     size: edge of the restored image in pixels; rounds: of which medians are taken; threads: of every route.
-    compiled: whether torch.compile is tried; backend: of the deployed model; memory: whether peaks are measured.
+    compiled: whether torch.compile is tried; backend: of the deployed model.
     """
 
     model: str = "tiny"
@@ -64,7 +64,6 @@ class Deploying:
     threads: int = 1
     compiled: bool = True
     backend: str = "openvino"
-    memory: bool = True
     networks: tuple[str, ...] = NETWORKS
 
 
@@ -74,9 +73,9 @@ def deploying(options: Deploying) -> Iterator[dict]:
     Yields:
         "machine"; "deploy" (sizes, and the layers that run in float here); "memory", the peaks of new processes that
         load the model and restore a picture; per network "network" with the medians `seconds` of all routes, the
-        fastest float32 one as `base`, `decibels` to the simulated model, and the layers that are `slower` in integers
-        on their own (seconds in integers and in float); and "ratios": base over deployed of every network, and of the
-        three's sum as `pipeline`.
+        fastest float32 one as `base`, `decibels` to the simulated model, the layers that are `slower` in integers on
+        their own (seconds in integers and in float; None where that was not measured), and the routes that there was
+        no room for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
@@ -88,9 +87,8 @@ def deploying(options: Deploying) -> Iterator[dict]:
             report = _elsewhere(_prepared, folder, options)
             ready = load_deployed(folder / DEPLOYED)
             yield _told(report, ready, options)
-            if options.memory:
-                kinds = {"float32": _restored, DEPLOYED: _restored_in_integers}
-                yield {"step": "memory"} | {f"{k}_bytes": _elsewhere(v, folder, options) for k, v in kinds.items()}
+            kinds = ("float32", DEPLOYED)
+            yield {"step": "memory"} | {f"{kind}_bytes": _elsewhere(_peak, folder, options, kind) for kind in kinds}
             pipe, found = _pipe(options), []
             for name in options.networks:
                 found.append(_measured(name, pipe, ready, folder, options))
@@ -113,10 +111,10 @@ def ratios(found: list[dict]) -> dict[str, float]:
     return result
 
 
-def _elsewhere(work: Callable[[Path, Deploying], object], folder: Path, options: Deploying):
+def _elsewhere(work: Callable, folder: Path, options: Deploying, *more):
     """The result of a function in a new process, which gives its memory back."""
     with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (options.threads,)) as pool:
-        return pool.submit(work, folder, options).result()
+        return pool.submit(work, folder, options, *more).result()
 
 
 def _pipe(options: Deploying) -> OneStepSR:
@@ -142,20 +140,12 @@ def _prepared(folder: Path, options: Deploying) -> dict:
     return deploy(q, folder / DEPLOYED, options.backend)
 
 
-def _restored(folder: Path, options: Deploying) -> int:
+def _peak(folder: Path, options: Deploying, kind: str) -> int:
+    """The most memory that is held while a model is loaded and restores a picture."""
     with Peak() as peak:
-        _restore(_pipe(options), options)
+        pipe = load_deployed(folder / DEPLOYED) if kind == DEPLOYED else _pipe(options)
+        pipe(torch.rand(3, *[options.size // pipe.upscale] * 2))
     return peak.bytes
-
-
-def _restored_in_integers(folder: Path, options: Deploying) -> int:
-    with Peak() as peak:
-        _restore(load_deployed(folder / DEPLOYED), options)
-    return peak.bytes
-
-
-def _restore(pipe: OneStepSR, options: Deploying) -> None:
-    pipe(torch.rand(3, options.size // pipe.upscale, options.size // pipe.upscale))
 
 
 def _told(report: dict, ready: OneStepSR, options: Deploying) -> dict:
@@ -174,7 +164,7 @@ def _measured(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, option
     x = _input(name, pipe, options)
     routes, skipped = _routes(name, pipe, ready, folder, options)
     floats = [route for route in routes if route not in (DEPLOYED, HALF)]
-    slower = {}
+    slower = None
     if options.backend == "openvino" and not skipped:
         slower = _slower(routes[DEPLOYED], routes["openvino"], x, options.rounds)
     if slower:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..quantization.layer import QuantLayer
-from ..util.names import matches
+from ..util.names import matches, uncompiled_name
 
 BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock", "Attention", "Downsample2D", "Upsample2D")
 
@@ -27,7 +27,7 @@ def blocks(modules: dict[str, nn.Module], pattern: str = "*") -> dict[str, nn.Mo
     found: dict[str, nn.Module] = {}
     for prefix, module in modules.items():
         for path, child in module.named_modules(prefix=prefix):
-            name = path.replace("_orig_mod.", "")
+            name = uncompiled_name(path)
             inside = any(name.startswith(f"{outer}.") for outer in found)
             if not inside and (type(child).__name__ in BLOCKS or isinstance(child, QuantLayer)):
                 found[name] = child

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..quantization.layer import Quantized
 from ..quantization.place import QuantizedSR
 from ..quantization.ranges import Range
+from ..util.names import uncompiled_name
 
 
 def slot_tensors(q: QuantizedSR) -> dict[str, Tensor]:
@@ -15,7 +16,7 @@ def slot_tensors(q: QuantizedSR) -> dict[str, Tensor]:
     found = {}
     for path, layer in q.named_modules():
         if isinstance(layer, Quantized):
-            name = path.replace("_orig_mod.", "")
+            name = uncompiled_name(path)
             own = {k: v for k, v in layer.state_dict().items() if not k.startswith(("layer.", "original."))}
             found |= {f"{name}.{key}": value for key, value in own.items()}
     return found

@@ -44,9 +44,8 @@ class OpenVINO:
     def layer_seconds(self, x: Tensor, rounds: int) -> dict[str, float]:
         """Median seconds of every convolution and product with weights, by the layer's name."""
         self.model.reshape(list(x.shape))
-        request = self.core.compile_model(
-            self.model, "CPU", self._settings() | {"PERF_COUNT": True}
-        ).create_infer_request()
+        compiled = self.core.compile_model(self.model, "CPU", self._settings() | {"PERF_COUNT": True})
+        request = compiled.create_infer_request()
         found = defaultdict(list)
         for _ in range(rounds):
             request.infer([x.float().contiguous().numpy()])

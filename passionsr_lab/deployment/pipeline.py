@@ -23,7 +23,7 @@ from .folder import NETWORKS, Part, read, write
 from .networks import emit_decoder, emit_encoder, emit_unet
 from .safe import adds_widely, in_float
 
-MESSAGE = 2**28  # bytes of weights from which a graph is handed over as a file: protobuf takes 2**31, with three copies
+MESSAGE = 2**28  # bytes of weights beyond which an engine is given a file: a message is copied, and ends at 2**31
 EMIT = {"encoder": emit_encoder, "unet": emit_unet, "decoder": emit_decoder}
 ENDS = {"encoder": ("image", "latent"), "unet": ("latent", "noise"), "decoder": ("latent", "image")}
 

@@ -43,7 +43,7 @@ def with_chosen(configurations, file: str | Path):
     table = read_table(file)
     if missing := {"recipe", "method", "rates", "chosen"} - set(table.columns):
         raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
-    table = table[table.chosen.astype(str) == "True"]
+    table = table[table.chosen]
     rates = dict(zip(zip(table.recipe, table.method), table.rates))
     found = []
     for row in configurations.itertuples():

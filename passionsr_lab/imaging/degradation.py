@@ -46,7 +46,8 @@ class Degradation:
         antialias = {} if mode == "area" else {"antialias": True}
         lr = F.interpolate(blurred[None], scale_factor=1 / UPSCALE, mode=str(mode), **antialias)[0]
         if rng.random() < self.sharpened:
-            lr = lr + rng.uniform(*self.sharpening) * (lr - _filter(lr, _gaussian(*[rng.uniform(1, 2)] * 2, 0, 9)))
+            amount, sigma = rng.uniform(*self.sharpening), rng.uniform(1, 2)
+            lr = lr + amount * (lr - _filter(lr, _gaussian(sigma, sigma, 0, 9)))
         if rng.random() >= self.clean:
             channels = 3 if rng.random() < 0.7 else 1
             sigma = rng.uniform(*self.noise)

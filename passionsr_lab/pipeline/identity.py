@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..util.names import uncompiled_name
+
 if TYPE_CHECKING:
     from .onestep import OneStepSR
 
@@ -40,7 +42,7 @@ def fingerprint(pipe: OneStepSR, values: bool = True) -> str:
 def named_weights(pipe: OneStepSR) -> dict[str, Tensor]:
     """Every tensor of UNet and VAE by its name, compiled or not."""
     found = {f"{part}.{k}": v for part in ("unet", "vae") for k, v in getattr(pipe, part).state_dict().items()}
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in found.items()}
+    return {uncompiled_name(name): tensor for name, tensor in found.items()}
 
 
 def _settings(config) -> dict:

@@ -107,8 +107,8 @@ def error_surface(
     points = {f"best: {quality[i, j]:.3g}": (lowers[i], uppers[j])} | dict(marks or {})
     style = {"linestyle": "", "mec": "black", "mew": 0.5, "clip_on": False}  # the later ones are smaller and lie above
     for k, (name, point) in enumerate(points.items()):
-        color, marker = (method_look(name)[what] if k else best for what, best in (("color", "white"), ("marker", "*")))
-        ax.plot(*point, marker, color=color, ms=max(4, 10 - 3 * k), label=name, **style)
+        own = method_look(name) if k else {"color": "white", "marker": "*"}
+        ax.plot(*point, own["marker"], color=own["color"], ms=max(4, 10 - 3 * k), label=name, **style)
     ax.set(xlabel="lower boundary", ylabel="upper boundary")
     ax.grid(False)
     legend(fig, ax.lines)

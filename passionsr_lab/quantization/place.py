@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ..util.names import MODULES
+from ..util.names import MODULES, uncompiled_name
 from ..util.turns import Turns
 from .attention import QuantAttention
 from .layer import Quantized, QuantLayer
@@ -101,7 +101,7 @@ def quantize(pipe: nn.Module, recipe: Recipe | str, modules: tuple[str, ...] | N
     for segment in new.segments():
         for prefix, module in segment.modules.items() if segment.name in recipe.modules else ():
             found |= dict(module.named_modules(prefix=prefix))
-    names = {path: path.replace("_orig_mod.", "") for path in found}
+    names = {path: uncompiled_name(path) for path in found}
     linear = {path: names[path] for path, m in found.items() if isinstance(m, (nn.Linear, nn.Conv2d))}
     attentions = {path: names[path] for path, m in found.items() if type(m).__name__ == "Attention"}
     recipe.require_matches(linear.values(), attentions.values())

@@ -2,9 +2,9 @@
 
 QArtSR's first stage (timestep retraining, TRQ) by a short training of our own.  The prediction n of the model it starts
 from says z_H = (z - s n) / sqrt(a); at the new timestep the network must predict (z - sqrt(a') z_H) / s' instead, which
-at t = 1 is nearly all residual.  It begins near the old model: an adapter of rank 1 tells the
-time embedding the old timestep, exactly; a group of channels of the last block, the one that counts least, carries z to
-conv_out; and conv_out is the one that gives the new noise with the least squared error.
+at t = 1 is nearly all residual.  It begins near the old model: an adapter of rank 1 tells the time embedding the old
+timestep, exactly; a group of channels of the last block, the one that counts least, carries z to conv_out; and conv_out
+is the one that gives the new noise with the least squared error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..pipeline.timesteps import ADAPTER, write_adapter
 from ..util.hooks import hooks
 from .train import LATENT_STD, Crops, Phase
 
-PHASE = Phase("another timestep", 100, 96, 4, 0.0, 2e-4, horizon=100, warm=20)
+PHASE = Phase("another timestep", 100, 96, 4, 0.0, 2e-4, horizon=100, warm=20)  # the loss is `Adapting._loss`
 RANK = 3
 TIME = "time_embedding.linear_1"
 OUT = "conv_out"
@@ -111,13 +111,20 @@ class Adapting:
 
     def _loss(self) -> Tensor:
         """The squared error of z_H, with the adapters, against that of the model it starts from."""
-        pipe = self.pipe
+        z = self._latents()
         with torch.no_grad():
-            z = pipe.encode(pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
             wanted = self.base.denoise(z)
-        condition = pipe.prompt_embedding.expand(len(z), -1, -1)
-        noise = functional_call(pipe.unet, self._weights(), (z, pipe.timestep, condition)).sample
-        return F.mse_loss(pipe.clean(z, noise), wanted)
+        return F.mse_loss(self.pipe.clean(z, self._noise(z)), wanted)
+
+    @torch.no_grad()
+    def _latents(self) -> Tensor:
+        """z_L of the next crops."""
+        return self.pipe.encode(self.pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
+
+    def _noise(self, z: Tensor) -> Tensor:
+        """The UNet's prediction with the adapters."""
+        condition = self.pipe.prompt_embedding.expand(len(z), -1, -1)
+        return functional_call(self.pipe.unet, self._weights(), (z, self.timestep, condition)).sample
 
     def _groups(self) -> list[dict]:
         """Rates: the new conv_out is many times larger than the old one, and so are its steps."""
@@ -164,9 +171,9 @@ class Adapting:
             )
         into = unet.conv_in.weight.double().flatten(1)  # (96, 72): the patch comes back out of it, its centre is z
         z = torch.linalg.pinv(into).view(latents, 9, -1)[:, 4].float()  # (8, 96)
-        z = F.pad(z, (unet.up_blocks[-1].resnets[-1].conv_shortcut.in_channels - z.shape[1], 0))  # the skip comes last
-        added = -z[:, -len(unet.conv_in.bias) :] @ unet.conv_in.bias
         weight, bias = (tensors[f"{LAST}.conv_shortcut{BASE}{kind}"] for kind in ("weight", "bias"))
+        added = -z @ unet.conv_in.bias
+        z = F.pad(z, (weight.shape[1] - z.shape[1], 0))  # the skip connection is the last part of the input
         anchor = 30 * LATENT_STD
         for group, signals in zip(self._least_needed(math.ceil(latents / each)), torch.arange(latents).split(each)):
             rows = range(group * size, (group + 1) * size)
@@ -186,7 +193,7 @@ class Adapting:
         groups = self.pipe.unet.conv_norm_out.num_groups
         products = targets = total = 0.0
         for _ in range(batches):
-            z = self.pipe.encode(self.pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
+            z = self._latents()
             x, y = self._columns(self._entering(z), z), _rows(self.base.noise(z))
             products, targets, total = products + x.T @ x, targets + x.T @ y, total + y.square().sum()
         size = 9 * self.pipe.unet.conv_norm_out.num_channels // groups  # columns of a group
@@ -215,7 +222,7 @@ class Adapting:
         a = levels[self.timestep]
         products = targets = 0.0
         for _ in range(batches):
-            z = self.pipe.encode(self.pipe.prepare(self.crops.batch(self.phase, self.rng)[0]))
+            z = self._latents()
             wanted = (z.double() - a.sqrt() * self.base.denoise(z).double()) / (1 - a).sqrt()
             x = self._columns(self._entering(z))
             products, targets = products + x.T @ x, targets + x.T @ _rows(wanted)
@@ -233,9 +240,7 @@ class Adapting:
         kept = []
         with hooks() as add:
             add(self.pipe.unet.conv_out.register_forward_pre_hook, lambda module, given: kept.append(given[0]))
-            functional_call(
-                self.pipe.unet, self._weights(), (z, self.timestep, self.pipe.prompt_embedding.expand(len(z), -1, -1))
-            )
+            self._noise(z)
         return kept[0]
 
 

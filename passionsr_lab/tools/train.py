@@ -12,7 +12,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -117,35 +117,30 @@ def new_model(seed: int = 0) -> OneStepSR:
 class Carriers:
     """Where `count` signals ride through GroupNorm and SiLU unharmed: as channel pairs (+z, -z).
 
-    silu(z) - silu(-z) = z, and two constant channels +-anchor in the same group pin GroupNorm's scale.  `at` names the
-    groups that carry, by default the first ones.
+    silu(z) - silu(-z) = z, and two constant channels +-anchor in the same group pin GroupNorm's scale.  The
+    first groups carry.
     """
 
-    def __init__(self, width: int, groups: int, count: int, std: float, at: Sequence[int] | None = None):
+    def __init__(self, width: int, groups: int, count: int, std: float):
         size = width // groups
         per_group = (size - 2) // 2
         used = math.ceil(count / per_group) if per_group else groups + 1
         if used > groups:
             raise ValueError(f"{width} channels in {groups} groups cannot carry {count} signals.")
-        at = range(used) if at is None else at
-        starts = [size * at[i // per_group] for i in range(count)]
+        starts = [size * (i // per_group) for i in range(count)]
         self.plus = [start + i % per_group for i, start in enumerate(starts)]
         self.minus = [start + per_group + i % per_group for i, start in enumerate(starts)]
-        self.anchors = [size * (g + 1) - k for g in at for k in (2, 1)]
-        self.rows = [size * g + i for g in at for i in range(size)]
+        self.anchors = [size * (g + 1) - k for g in range(used) for k in (2, 1)]
+        self.rows = [*range(size * used)]
         self.anchor = 30 * std
         self.norm = math.sqrt(2 * self.anchor**2 / size + 2 * per_group * std**2 / size)
 
     def enter(self, shortcut: nn.Conv2d, offset: int = 0) -> None:
         """The 1x1 convolution writes its inputs offset, offset + 1, ... as pairs, and the anchors."""
         signals = torch.eye(shortcut.in_channels)[offset : offset + len(self.plus)]
-        self.write(shortcut.weight, shortcut.bias, signals, torch.zeros(len(signals)))
-
-    def write(self, weight: Tensor, bias: Tensor, signals: Tensor, added: Tensor) -> None:
-        """The same into a 1x1 convolution's parameters: `signals` (count, C) of its inputs, plus `added` (count,)."""
+        weight, bias = shortcut.weight, shortcut.bias
         weight[self.rows] = bias[self.rows] = 0
         weight[self.plus], weight[self.minus] = signals[..., None, None], -signals[..., None, None]
-        bias[self.plus], bias[self.minus] = added, -added
         bias[self.anchors] = self.anchor * torch.tensor([1.0, -1.0]).repeat(len(self.anchors) // 2)
 
     def leave(self, norm: nn.GroupNorm, conv: nn.Conv2d, gain: float = 1.0) -> None:

@@ -16,3 +16,13 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
         True
     """
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def uncompiled_name(path: str) -> str:
+    """A module's name as it was before `torch.compile` wrapped what is above it.
+
+    Example:
+        >>> uncompiled_name("unet._orig_mod.conv_in")
+        'unet.conv_in'
+    """
+    return path.replace("_orig_mod.", "")

@@ -53,14 +53,14 @@ def test_the_benchmark_compares_with_the_fastest_float32_route(cli, model, monke
     told = json.loads(out)
     assert code == 0 and told == json.loads((tmp_path / "report.json").read_text())
     machine, deployed, memory, *networks = told["records"]
-    assert min(memory["float32_bytes"], memory["deployed_bytes"]) > 2**26  # torch alone takes more
+    assert memory.keys() == {"step", "float32_bytes", "deployed_bytes"}
     assert machine["precision"] == "f32" and machine["openvino"] and deployed["bytes"] < deployed["float32_bytes"]
     assert [row["network"] for row in networks] == ["encoder", "unet", "decoder"]
     routes = {"torch", "torch channels-last", "openvino", "onnxruntime"}
     for row in networks:
         assert routes <= row["seconds"].keys() and row["base"] in routes
         assert row["seconds"][row["base"]] == min(row["seconds"][route] for route in routes)
-        assert all(integers > floats for integers, floats in row["slower"].values())
+        assert row["no_room_for"] == [] and all(integers > floats for integers, floats in row["slower"].values())
         assert set(row["seconds"]) - routes - {bench.DEPLOYED, bench.HALF} == (
             {bench.MIXED} if row["slower"] else set()
         )

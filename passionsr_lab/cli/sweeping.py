@@ -1,0 +1,45 @@
+"""What the commands share that sweep over recipes, methods and seeds."""
+
+from collections.abc import Callable
+from functools import reduce
+
+import click
+
+from ..methods import ABLATION
+from .common import progress
+from .options import COUNT, JOBS, MODEL, NAMES, STORE, workers
+
+OPTIONS = (
+    MODEL,
+    click.option("--recipes", default="W8A8,W6A6,W4A4", type=NAMES),
+    click.option("--methods", default=",".join(ABLATION), type=NAMES),
+    click.option("--seeds", default=1, type=COUNT, help="how many seeds"),
+    click.option("--epochs", default=4, type=COUNT),
+    click.option("--pairs", default=16, type=COUNT, help="pairs of 64 pixels to calibrate on"),
+    STORE,
+    JOBS,
+)
+
+
+def of_runs(function: Callable) -> Callable:
+    """Gives a command the options of a sweep."""
+    return reduce(lambda found, option: option(found), reversed(OPTIONS), function)
+
+
+def asked(model, seeds, epochs, pairs) -> dict:
+    """The options as values of a grid."""
+    return {"model": [model], "seed": range(seeds), "epochs": [epochs], "pairs": [pairs]}
+
+
+def swept(work, store, jobs: int):
+    """The results of a grid's rows, with a bar."""
+    from ..evaluation.sweep import sweep
+
+    bar = iter(progress(range(len(work)), len(work), "runs"))
+    with workers(jobs) as executor:
+        return sweep(work, store, executor, callback=lambda row: next(bar, None))
+
+
+def shown(table) -> str:
+    """A table as text."""
+    return table.to_string(index=False, float_format=lambda v: f"{v:.3f}")
