@@ -9,11 +9,12 @@ products are counted too.  A norm is given four operations per element, the conv
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from ..util.hooks import copy_without_hooks
 
 if TYPE_CHECKING:
     import pandas
@@ -51,10 +52,7 @@ def count(pipe: nn.Module, size: int = 512) -> pandas.DataFrame:
 
     if size < 1 or size % pipe.multiple:
         raise ValueError(f"size must be a positive multiple of {pipe.multiple} for this pipeline, not {size}.")
-    instead: dict[int, object] = {id(t): t.detach().to("meta") for t in (*pipe.parameters(), *pipe.buffers())}
-    for module in pipe.modules():  # hooks stay behind: other threads may be adding theirs
-        instead |= {id(hooks): type(hooks)() for name, hooks in vars(module).items() if name.endswith("_hooks")}
-    pipe = copy.deepcopy(pipe, instead)
+    pipe = copy_without_hooks(pipe, {t: t.detach().to("meta") for t in (*pipe.parameters(), *pipe.buffers())})
     rows = _record(pipe, _layers(pipe))
     with torch.no_grad():
         image = torch.empty(1, 3, size, size, device="meta", dtype=pipe.prompt_embedding.dtype)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 from torch import nn
 
+from ..util.hooks import copy_without_hooks
 from ..util.names import MODULES, uncompiled_name
 from ..util.turns import Turns
 from .attention import QuantAttention
@@ -126,8 +126,8 @@ def unquantize(q: QuantizedSR) -> nn.Module:
 
 def sharing_weights(pipe: nn.Module) -> nn.Module:
     """A copy whose parameters and buffers share their memory with the original, but move between devices alone."""
-    shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in pipe.parameters()}
-    return copy.deepcopy(pipe, shared | {id(b): b.data for b in pipe.buffers()})
+    shared = {p: nn.Parameter(p.data, requires_grad=False) for p in pipe.parameters()}
+    return copy_without_hooks(pipe, shared | {b: b.data for b in pipe.buffers()})
 
 
 def quantized_layers(module: nn.Module) -> dict[str, Quantized]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from torch import Tensor, nn
+
+ON_CALLS = ("_forward_hooks", "_forward_pre_hooks")  # how the names of torch's dictionaries of them begin
 registering = threading.Lock()  # torch numbers hooks without one
 _open: ContextVar[frozenset] = ContextVar("hooks", default=frozenset())
 
@@ -41,3 +45,11 @@ def hooks() -> Iterator[Callable[[Callable, Callable], None]]:
         with registering:
             for handle in handles:
                 handle.remove()
+
+
+def copy_without_hooks(module: nn.Module, tensors: dict[Tensor, object]) -> nn.Module:
+    """A deep copy with these tensors replaced; hooks on calls stay behind, as other threads may be adding theirs."""
+    memo = {id(old): new for old, new in tensors.items()}
+    for m in module.modules():
+        memo |= {id(found): type(found)() for name, found in vars(m).items() if name.startswith(ON_CALLS)}
+    return copy.deepcopy(module, memo)
