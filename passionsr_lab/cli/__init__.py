@@ -5,6 +5,7 @@ COMMANDS = {
     "calibrate": "Quantize a model and calibrate it; a stopped run goes on where it was.",
     "deploy": "Make integers of a calibrated model: a folder that an engine runs.",
     "convert": "PassionSR's released calibration files to this library's, and back.",
+    "mixed": "A recipe of several widths: most bits where they bring most, under a budget.",
     "compare": "The ablation: methods x recipes on pictures that were not calibrated on.",
     "tune": "Learning rates for compare, chosen on pictures of their own.",
     "train": "Train the embedded model on a folder of photographs; a stopped run goes on.",

@@ -19,7 +19,9 @@ from .terminal import stopping
     "calibrate --model sd21_osediff/ --config_file saw_U_W6A6_V_W6A6.yaml --out w6a6",
 )
 @MODEL
-@click.option("--recipe", default="W6A6", type=RECIPE, help="bits of weights and activations")
+@click.option(
+    "--recipe", default="W6A6", type=RECIPE, help="bits of weights and activations, or a file that mixed wrote"
+)
 @click.option("--method", default=DEFAULT, type=click.Choice(list(METHODS)))
 @click.option("--modules", type=NAMES, help="some of encoder,unet,decoder; unet is PassionSR-U", show_default="all")
 @IMAGES

@@ -21,9 +21,10 @@ class Parsed(click.ParamType):
 
 
 def _recipe(text: str):
-    from ..quantization.recipe import recipe
+    from ..quantization.recipe import Recipe, recipe
+    from ..util.files import read_json
 
-    return recipe(text)
+    return Recipe.from_dict(read_json(text)) if text.endswith(".json") else recipe(text)
 
 
 def _rates(text: str) -> dict[str, float]:
@@ -56,6 +57,7 @@ def _file(text: str) -> Path:
 
 
 NAMES = Parsed("names", lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(","))))
+RECIPES = Parsed("recipes", lambda text: tuple(map(_recipe, NAMES.read(text))))
 RECIPE, RATES, DEVICE = Parsed("recipe", _recipe), Parsed("name=rate", _rates), Parsed("device", _device)
 PATH, FILE = click.Path(path_type=Path), Parsed("file", _file)
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -7,11 +7,11 @@ import click
 
 from ..methods import ABLATION
 from .common import progress
-from .options import COUNT, JOBS, MODEL, NAMES, STORE, workers
+from .options import COUNT, JOBS, MODEL, NAMES, RECIPES, STORE, workers
 
 OPTIONS = (
     MODEL,
-    click.option("--recipes", default="W8A8,W6A6,W4A4", type=NAMES),
+    click.option("--recipes", default="W8A8,W6A6,W4A4", type=RECIPES, help="or files that mixed wrote"),
     click.option("--methods", default=",".join(ABLATION), type=NAMES),
     click.option("--seeds", default=1, type=COUNT, help="how many seeds"),
     click.option("--epochs", default=4, type=COUNT),

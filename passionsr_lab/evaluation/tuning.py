@@ -47,7 +47,8 @@ def with_chosen(configurations, file: str | Path):
     rates = dict(zip(zip(table.recipe, table.method), table.rates))
     found = []
     for row in configurations.itertuples():
-        if (row.recipe, row.method) not in rates and find(row.method).stages:
-            raise ValueError(f"{file} has no rates for {row.method} at {row.recipe}; run `tune` with it.")
-        found.append(rates.get((row.recipe, row.method), 1.0))
+        recipe = getattr(row.recipe, "name", row.recipe)
+        if (recipe, row.method) not in rates and find(row.method).stages:
+            raise ValueError(f"{file} has no rates for {row.method} at {recipe}; run `tune` with it.")
+        found.append(rates.get((recipe, row.method), 1.0))
     return configurations.assign(rates=found)

@@ -16,6 +16,7 @@ from ..quantization.attention import QuantAttention
 from ..quantization.layer import QuantLayer
 from ..quantization.place import QuantizedSR
 from .picture import Explorer, menu, slider
+from .points import LayerPoints
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -128,7 +129,8 @@ def layer_rows(
 
 
 class LayerExplorer(Explorer):
-    """A table of layers to search and sort above the picture of the one that is chosen in it."""
+    """A table of layers to search and sort, with the column it is sorted by as points, above the picture of the one
+    that is chosen in it, or by a click on its point."""
 
     def __init__(self, draw, rows: DataFrame, layer: str, more: dict):
         self.rows = rows
@@ -146,12 +148,17 @@ class LayerExplorer(Explorer):
             control.observe(self._listed, names="value")
         font = HTML("<style>.layer-table select { font-family: monospace; font-size: 11px }</style>")
         self.head = HTML(f"<pre style='margin:0 0 0 92px;font-size:11px'>{self._line(self._cells(rows)[0])}</pre>")
-        self.children = (HBox([self.search, self.sort, self.falling, font]), self.head, *self.children)
+        self.points = LayerPoints(rows, self._measured(), layer)
+        self.points.observe(self._clicked, names="chosen")
+        chosen.observe(lambda change: change.new and setattr(self.points, "chosen", change.new), names="value")
+        top = HBox([self.search, self.sort, self.falling, font])
+        self.children = (top, self.points, self.head, *self.children)
 
     def _listed(self, _) -> None:
         """Lists the rows that are asked for; the chosen one stays where it is among them, and the picture with it."""
         rows = self.rows.sort_values(self.sort.value, ascending=not self.falling.value, kind="stable")
         options = [(text, name) for text, name in self._options(rows) if self.search.value.lower() in text.lower()]
+        self.points.show(self.rows, self._measured(), [name for _, name in options])
         control, layer = self.controls["layer"], self.controls["layer"].value
         if not options:
             self.note.value = "<span role='alert'>No row holds this text.</span>"
@@ -162,6 +169,17 @@ class LayerExplorer(Explorer):
         self.note.value = ""
         if control.value != layer:
             self.redraw()
+
+    def _measured(self) -> str:
+        """The column that is sorted by, where it is one of measured numbers; else that of outliers."""
+        by = self.sort.value
+        return by if by != "number" and self.rows[by].dtype.kind in "if" else "outliers"
+
+    def _clicked(self, change) -> None:
+        """Chooses the layer; a search that hides it ends."""
+        if change.new not in dict(map(reversed, self.controls["layer"].options)):
+            self.search.value = ""
+        self.controls["layer"].value = change.new
 
     def _options(self, rows: DataFrame) -> list[tuple[str, str]]:
         return [(self._line(cells), name) for cells, name in zip(self._cells(rows)[1:], rows.layer)]

@@ -24,7 +24,8 @@ def use(notebook: Notebook, index: int) -> list[str]:
         done += _run_and_stop(notebook, index)
     else:
         done += [_one(notebook, i, c) for i, c in enumerate(controls) if c["name"] not in TABLE]
-        done += [_searched(notebook)] * any(c["name"] == "Search" for c in controls)
+        if any(c["name"] == "Search" for c in controls):
+            done += [_clicked(notebook), _searched(notebook)]
         slider = next((i for i, c in enumerate(controls) if c["kind"] == "slider"), None)
         if slider is not None:
             done.append(_dragged(notebook, slider))
@@ -82,6 +83,17 @@ def _searched(notebook: Notebook) -> str:
     found = browser.wait(f"{rows} < {every} && {rows}", CHANGE, "the search")
     notebook.shot("searched")
     return f"search: {found} of {every} layers"
+
+
+def _clicked(notebook: Notebook) -> str:
+    """A click on the point of another layer shows that layer."""
+    browser = notebook.browser
+    chosen, points = "lab.controls[lab.number('Layer')].selectedIndex", "lab.widget.querySelectorAll('circle')"
+    browser.wait(f"{points}.length", CHANGE, "the points of the layers")
+    before, other = browser.evaluate("lab.picture()"), browser.evaluate(f"({chosen} + 20) % {points}.length")
+    seconds = _changed(notebook, before, lambda: browser.click(f"{points}[{other}]"), "a click on a point")
+    notebook.shot("clicked")
+    return f"a click on {browser.evaluate(f'{points}[{other}].dataset.layer')} in {seconds:.1f} s"
 
 
 def _dragged(notebook: Notebook, i: int) -> str:

@@ -167,6 +167,27 @@ def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, m
     assert code == 2 and "run `tune` with it" in err and err.count("\n") == 1
 
 
+def test_a_mixed_recipe_is_a_file_that_calibrate_cost_and_compare_take(told, cli, model, tmp_path, monkeypatch):
+    for name, value in {"size": 16, "test_pairs": 1, "test_size": 32}.items():
+        monkeypatch.setitem(DEFAULTS, name, value)
+    file, few = tmp_path / "mixed.json", ("--pairs", 1, "--size", 16)
+    budget = ("--budget", "weight_bits=5", "--widths", 4, 8)
+    code, result, _ = told("mixed", "--model", model, *budget, *few, "--out", file)
+    given = {bits for _, values in result["recipe"]["overrides"] for bits in dict(values).values()}
+    assert code == 0 and given and given < {4, 8} and 4 < result["cost"]["weight_bits"] <= 5
+    code, costs, _ = told("cost", "--model", model, "--recipe", file)
+    assert code == 0 and costs["recipe"] == result["recipe"]["name"]
+    code, made, _ = told(
+        "calibrate", "--model", model, "--recipe", file, "--method", "maxmin", *few, "--out", tmp_path / "q"
+    )
+    assert code == 0 and lab.load(tmp_path / "q", pipe=lab.load(model)).recipe == lab.Recipe.from_dict(result["recipe"])
+    command = ("compare", "--model", model, "--recipes", file, "W4A4", "--methods", "maxmin", "--pairs", 1)
+    runs = told(*command, "--cache", tmp_path / "c")[1]["runs"]
+    assert [row["recipe"] for row in runs] == [made["recipe"], "W4A4"]
+    code, _, err = cli("mixed", "--model", model, *few, "--budget", "weight_bits=1", "--out", file)
+    assert code == 2 and "The least that these widths allow is 4" in err and err.count("\n") == 1
+
+
 def test_table2_is_one_command_and_gives_the_same_bytes_when_it_goes_on(told, model, tmp_path):
     command = ("table2", "--model", model, "--out", tmp_path / "out", "--bits", "W4A4", "--metrics", "psnr",
                "--methods", "PassionSR-FP,maxmin", "--count", 1, "--crop", 32, "--pairs", 1, "--size", 16,

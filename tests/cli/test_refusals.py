@@ -129,6 +129,7 @@ def test_the_list_of_commands_needs_no_heavy_library():
 @pytest.mark.parametrize("module", ["passionsr_lab.cli.terminal", "click", "torch.nn", "diffusers"])
 def test_ctrl_c_while_a_library_is_loaded_is_told_in_one_sentence(module):
     press = f"""
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 class Press:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:

@@ -246,6 +246,21 @@ def test_the_layer_table_is_sorted_and_searched_without_a_new_picture(q, stats, 
     assert "No row" in explorer.note.value and control.value in rows.layer.tolist()
 
 
+def test_a_click_on_a_point_shows_its_layer_and_the_table_marks_the_point(q, stats, calls):
+    explorer = layers.layer_explorer(stats, q)
+    control, points, rows = explorer.controls["layer"], explorer.points, explorer.rows
+    assert points.chosen == control.value and points.title == "outliers"
+    explorer.sort.value, explorer.search.value = "let", "decoder.up"
+    drawn = {row["name"]: row for row in points.rows}
+    assert [row["value"] for row in points.rows] == rows.let.tolist() and points.title == "let"
+    assert {name for name, row in drawn.items() if row["listed"]} == {n for n in rows.layer if "decoder.up" in n}
+    count = len(calls)
+    points.chosen = "unet.conv_in"  # what a click does; the search hid this layer
+    assert control.value == "unet.conv_in" and explorer.search.value == "" and len(calls) == count + 1
+    control.value = rows.layer[3]
+    assert points.chosen == rows.layer[3] and len(calls) == count + 2
+
+
 def test_the_layer_table_says_what_was_measured(q, stats):
     rows = layers.layer_rows(stats, q, noise=propagation(q, [torch.rand(3, 8, 8)])).set_index("layer")
     before, after = (stats.layers(after=a).set_index("layer") for a in (False, True))
