@@ -43,6 +43,7 @@ from .calibrate import machine
 Run = Callable[[Tensor], Tensor]
 SIMULATED = "simulated.safetensors"
 DEPLOYED, MIXED, HALF = "deployed", "deployed, slower layers in float", "openvino bfloat16"  # routes that are no base
+ROUNDING = (1e-6, -1e-6, 3e-6)  # parts of an input by which it differs in its last bits
 NAMES = {"encoder": "vae_encoder", "unet": "unet", "decoder": "vae_decoder"}
 
 
@@ -73,9 +74,10 @@ def deploying(options: Deploying) -> Iterator[dict]:
     Yields:
         "machine"; "deploy" (sizes, and the layers that run in float here); "memory", the peaks of new processes that
         load the model and restore a picture; per network "network" with the medians `seconds` of all routes, the
-        fastest float32 one as `base`, `decibels` to the simulated model, the layers that are `slower` in integers on
-        their own (seconds in integers and in float; None where that was not measured), and the routes that there was
-        no room for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
+        fastest float32 one as `base`, `decibels` of the deployed model to the simulated one and, for comparison, of
+        that to itself when its input differs in the last bits, the layers that are `slower` in integers on their own
+        (seconds in integers and in float; None where that was not measured), and the routes that there was no room
+        for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
@@ -86,12 +88,14 @@ def deploying(options: Deploying) -> Iterator[dict]:
             folder = Path(held)
             report = _elsewhere(_prepared, folder, options)
             ready = load_deployed(folder / DEPLOYED)
+            itself = report.pop("itself")
             yield _told(report, ready, options)
             kinds = ("float32", DEPLOYED)
             yield {"step": "memory"} | {f"{kind}_bytes": _elsewhere(_peak, folder, options, kind) for kind in kinds}
             pipe, found = _pipe(options), []
             for name in options.networks:
                 found.append(_measured(name, pipe, ready, folder, options))
+                found[-1]["decibels"]["simulated to itself"] = itself[name]
                 yield found[-1]
         yield {"step": "ratios", "ratios": ratios(found)}
     finally:
@@ -134,10 +138,14 @@ def _prepared(folder: Path, options: Deploying) -> dict:
         pairs = [Pair("noise", torch.rand(3, 32, 32), torch.rand(3, 128, 128))]
     q = quantize(pipe, recipe_named(options.recipe))
     calibrate(q, pairs, options.method, quiet=True)
+    outputs, itself = {}, {}
     with torch.no_grad():
-        outputs = {name: torch_route(name, q)(_input(name, pipe, options)) for name in options.networks}
+        for name in options.networks:
+            x, run = _input(name, pipe, options), torch_route(name, q)
+            outputs[name] = run(x)
+            itself[name] = min(sqnr(run(x * (1 + part)), outputs[name]) for part in ROUNDING)
     write_tensors(folder / SIMULATED, outputs)
-    return deploy(q, folder / DEPLOYED, options.backend)
+    return deploy(q, folder / DEPLOYED, options.backend) | {"itself": itself}
 
 
 def _peak(folder: Path, options: Deploying, kind: str) -> int:

@@ -15,7 +15,9 @@ SHOWN = ("encoder", "unet", "decoder")
 @MODEL
 @click.option("--quantized", type=PATH, required=True, help="a folder that `calibrate` or `convert` wrote")
 @click.option("--out", type=FOLDER, required=True, help="where the integers are written")
-@click.option("--backend", default="openvino", type=click.Choice(["openvino", "onnxruntime"]), help="what runs them")
+@click.option(
+    "--backend", default="openvino", type=click.Choice(["openvino", "onnxruntime", "tensorrt"]), help="what runs them"
+)
 @click.option("--onnx", is_flag=True, help="also write whole QDQ graphs for other engines, weights in 8 bits")
 def deploy(model, quantized, out, backend, onnx) -> Told:
     """`upscale --deployed` runs it.  Fewer than 8 bits are stored as such and computed in 8-bit containers."""

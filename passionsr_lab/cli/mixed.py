@@ -1,5 +1,7 @@
 """`mixed`: a recipe of several widths under a budget."""
 
+from dataclasses import replace
+
 import click
 
 from ..methods import METHODS, UNTRAINED
@@ -17,8 +19,9 @@ from .options import COUNT, FILE, IMAGES, MODEL, NAMES, NATURAL, RATES, SIZE
 @click.option("--size", default=64, type=SIZE, help="HR pixels of a crop")
 @click.option("--seed", default=0, type=NATURAL, help="of crops and degradation")
 @click.option("--for-size", default=512, type=SIZE, help="edge of the image that operations are counted for")
+@click.option("--name", help="of the recipe in tables", show_default="its budget")
 @click.option("--out", type=FILE, required=True, help="the recipe, for --recipe of other commands")
-def mixed(model, budget, widths, method, images, pairs, size, seed, for_size, out) -> Told:
+def mixed(model, budget, widths, method, images, pairs, size, seed, for_size, name, out) -> Told:
     """Measures what each layer alone costs the picture at each width, and gives bits where they bring most."""
     import pandas as pd
 
@@ -37,5 +40,6 @@ def mixed(model, budget, widths, method, images, pairs, size, seed, for_size, ou
     chosen = chosen_pairs(images, pairs, size, seed)
     rows = progress(each_width(pipe, chosen, bits, method), len(bits) * len(layer_numbers(pipe)), "layers")
     recipe = within_budget(pipe, pd.DataFrame(rows), most, of, for_size)
+    recipe = replace(recipe, name=name) if name else recipe
     write_json(out, recipe.to_dict())
     return Told({"recipe": recipe.to_dict(), "cost": recipe_cost(count(pipe, for_size), recipe), "out": str(out)})

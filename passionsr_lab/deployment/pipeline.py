@@ -21,7 +21,7 @@ from .emitter import Emitter
 from .engines import ENGINES, require_engine
 from .folder import NETWORKS, Part, read, write
 from .networks import emit_decoder, emit_encoder, emit_unet
-from .safe import adds_widely, in_float
+from .safe import in_float, saturating
 
 MESSAGE = 2**28  # bytes of weights beyond which an engine is given a file: a message is copied, and ends at 2**31
 EMIT = {"encoder": emit_encoder, "unet": emit_unet, "decoder": emit_decoder}
@@ -95,7 +95,7 @@ def deploy(q: QuantizedSR, folder: str | Path, backend: str = "openvino", onnx: 
     Args:
         q: a calibrated pipeline; float modules of a recipe such as PassionSR-U stay in float.
         folder: written to; `load_deployed` reads it.
-        backend: the engine that `load_deployed` takes, "openvino" or "onnxruntime".
+        backend: the engine that `load_deployed` takes, "openvino", "onnxruntime" or, on a GPU, "tensorrt".
         onnx: also write `onnx/NETWORK.onnx`, whole QDQ graphs for other engines, with weights in 8 bits.
 
     Returns:
@@ -187,7 +187,7 @@ def load_deployed(folder: str | Path, backend: str | None = None) -> DeployedSR:
     backend = backend or description["backend"]
     require_engine(backend)
     engines = {name: engine(parts.pop(name), backend) for name in NETWORKS}
-    description["here"] = {"backend": backend, "in_float": [] if adds_widely() else _risky_rows(description)}
+    description["here"] = {"backend": backend, "in_float": _risky_rows(description) if saturating(backend) else []}
     return _pipeline(description, engines)
 
 
@@ -196,7 +196,7 @@ def engine(part: Part, backend: str, floats: Collection[str] = ()):
 
     floats: further grids that are computed in float.
     """
-    model = in_float(part.whole(), {*floats, *(() if adds_widely() else part.risky)})
+    model = in_float(part.whole(), {*floats, *(part.risky if saturating(backend) else ())})
     if sum(len(c.raw_data) for c in model.graph.initializer) < MESSAGE:
         return ENGINES[backend](model.SerializeToString())
     held = tempfile.TemporaryDirectory()

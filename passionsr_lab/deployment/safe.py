@@ -25,6 +25,11 @@ def adds_widely() -> bool:
     return bool(WIDE & set(processor().flags or ()))
 
 
+def saturating(backend: str) -> bool:
+    """Whether an engine's 8-bit products could lose bits here; those of a GPU never do."""
+    return backend != "tensorrt" and not adds_widely()
+
+
 def in_float(model: onnx.ModelProto, grids: Collection[str]) -> onnx.ModelProto:
     """The model, in place, with these grids' whole numbers and the weights that they meet as float arithmetic.
 

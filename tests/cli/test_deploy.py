@@ -66,6 +66,8 @@ def test_the_benchmark_compares_with_the_fastest_float32_route(cli, model, monke
         )
         name = bench.NAMES[row["network"]]
         assert told["ratios"][name] == pytest.approx(row["seconds"][row["base"]] / row["seconds"]["deployed"])
+        near, itself = row["decibels"].values()
+        assert near > 25 and itself > 25
         assert all(row["decibels_to_torch"][route] > 80 for route in routes - {"torch"})
     totals = {r: sum(row["seconds"][r] for row in networks) for r in (*routes, "deployed")}
     least = min(totals[route] for route in routes)

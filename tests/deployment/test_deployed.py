@@ -173,7 +173,10 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_written(calibrate
     for wrong in (pipe, lab.quantize(pipe, "W6A6")):
         with refused("quantized and calibrated"):
             lab.deploy(wrong, place)
-    with refused("backend is one of openvino, onnxruntime", "'tensorrt'"):
+    with refused("backend is one of openvino, onnxruntime, tensorrt", "'cuda'"):
+        lab.deploy(calibrated("W6A6", "let"), place, "cuda")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    with refused("needs an NVIDIA GPU"):
         lab.deploy(calibrated("W6A6", "let"), place, "tensorrt")
     q = lab.quantize(pipe, lab.recipe("W6A6", zero_point="real"))
     lab.calibrate(q, pairs[:2], "maxmin", quiet=True)
