@@ -6,7 +6,8 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
-# make lowbits   every method from 8 to 2 bits, three seeds: figures/low_bits.csv (hours)
+# make lowbits   every method at 4 bits, three seeds: figures/low_bits.csv (about an hour)
+# make mixed     a recipe of mixed widths beside W4A4, three seeds: figures/mixed.csv (about half an hour)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ export PASSIONSR_STORE = $(CURDIR)/build/store
 MODULES = $(subst /,.,$(basename $(filter-out %__init__.py,$(wildcard passionsr_lab/*/*.py))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks ablation lowbits slow browser docs wheel clean
+.PHONY: figures test lab lint unit notebooks ablation lowbits mixed slow browser docs wheel clean
 
 figures: $(READY)
 	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P 2 $(BIN)/python -m passionsr_lab.tools.notebooks refresh
@@ -45,10 +46,15 @@ notebooks: $(READY)
 ablation: $(READY)
 	$(BIN)/python -m passionsr_lab compare --seeds 3 --jobs 2 --csv figures/ablation.csv
 
-LOW := maxmin,percentile,let,lbq,lbq+let,passionsr,passionsr+e2e,lsq,lsq+,q-diffusion,efficientdm,svdquant,quantvsr
+LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
 lowbits: $(READY)
-	$(BIN)/python -m passionsr_lab compare --recipes W8A8,W6A6,W4A4,W3A3,W2A2 --methods $(LOW),qartsr,best,best-merged \
-	    --pairs 32 --seeds 3 --jobs 2 --csv figures/low_bits.csv
+	$(BIN)/python -m passionsr_lab compare --recipes W4A4 --methods $(LOW) --seeds 3 --jobs 2 --csv figures/low_bits.csv
+
+MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
+mixed: $(READY)
+	$(BIN)/python -m passionsr_lab mixed --budget bit_operations=2.94e12 --name "mixed 4" --out figures/mixed_4.json
+	$(BIN)/python -m passionsr_lab compare --recipes W4A4,figures/mixed_4.json --methods $(MIXED) --seeds 3 --jobs 2 \
+	    --csv figures/mixed.csv
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -33,6 +33,7 @@ RECIPE = "W4A4"
 LAYER = "unet.mid_block.resnets.0.conv1"  # of the UNet, a convolution or linear
 METHODS = ["maxmin", "lsq", "q-diffusion", "efficientdm", "svdquant", "passionsr"]
 PAIRS, SIZE, EPOCHS, BATCH, SEED = 4, 64, 2, 4, 0  # short calibrations
+LONGER = {"efficientdm": 10}  # epochs of a method whose update would not yet be seen
 TESTS, TEST_SIZE = 4, 128  # test crops and their HR pixels
 SIDE = 48  # of the part of the weight, as a matrix, that maps show
 FIGURES = figures_folder()
@@ -66,7 +67,7 @@ def looked_at(layer):
 def calibrated(method):
     """The calibrated model, and the layer before and after its training."""
     q = lab.quantize(pipe, RECIPE)
-    work, before = Calibration(q, pairs, lab.METHODS[method], EPOCHS, BATCH, SEED), None
+    work, before = Calibration(q, pairs, lab.METHODS[method], LONGER.get(method, EPOCHS), BATCH, SEED), None
     for record in work.run():
         if before is None and record["module"] == "unet" and record["event"] == "start":
             before = looked_at(q.layers[LAYER])
@@ -77,7 +78,11 @@ def calibrated(method):
 models = {name: calibrated(name) for name in METHODS}
 label = {name: lab.METHODS[name].label for name in METHODS}
 caption = {"model": MODEL, "recipe": RECIPE, "layer": LAYER}
-caption |= {"pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "seed": f"{SEED}, one run"}
+caption |= {
+    "pairs": f"{PAIRS} of {SIZE} px",
+    "epochs": f"{EPOCHS}, of EfficientDM {LONGER['efficientdm']}",
+    "seed": f"{SEED}, one run",
+}
 matrix = lambda t: t.flatten(1)[:SIDE, :SIDE].float().numpy()
 
 # %% [markdown]
@@ -109,8 +114,8 @@ pd.Series({
 # %% [markdown]
 # ## Q-Diffusion: which way to round (AdaRound)
 # Left, how far every weight lies from the nearest point of its grid, in steps; right, where the learned rounding takes
-# the other neighbour. It turns where that is cheap, near the middle between two points, but not only there: the sum over
-# an output's inputs decides, not the single weight.
+# the other neighbour. With few updates it turns only near the middle between two points, where that is cheap, and not
+# everywhere there: the sum over an output's inputs decides, not the single weight.
 
 # %%
 q, before, after = models["q-diffusion"]
@@ -192,20 +197,19 @@ error_figure
 # %%
 @torch.no_grad()
 def lost(q):
-    """SQNR in dB of the predicted noise and of the clean latent, and the PSNRs of the picture, means over tests."""
+    """SQNR in dB of noise and clean latent of the UNet alone, and the PSNRs of the picture, means over tests."""
     alpha, rows = float(pipe.scheduler.alphas_cumprod[pipe.timestep]), []
     for pair in tests:
-        z = pipe.encode(pipe.prepare(pair.lr[None]))
-        zq = q.encode(q.prepare(pair.lr[None]))
-        noises = [(a - alpha**0.5 * model.denoise(a)) / (1 - alpha) ** 0.5 for model, a in ((pipe, z), (q, zq))]
-        latents = [model.denoise(a) for model, a in ((pipe, z), (q, zq))]
+        z = pipe.encode(pipe.prepare(pair.lr[None]))  # the same for both: only the UNet's error is left
+        latents = [model.denoise(z) for model in (pipe, q)]
+        noises = [(z - alpha**0.5 * latent) / (1 - alpha) ** 0.5 for latent in latents]
         ratios = [10 * (a.square().sum() / (a - b).square().sum()).log10().item() for a, b in (noises, latents)]
         full, image = pipe(pair.lr), q(pair.lr)
         rows.append([*ratios, psnr_rgb(image, full), psnr_y(image, pair.hr)])
     return np.mean(rows, 0)
 
 
-columns = ["SQNR of the noise (dB)", "SQNR of the latent (dB)", "PSNR to full precision", "PSNR-Y"]
+columns = ["UNet: SQNR of the noise", "of the clean latent", "PSNR to full precision", "PSNR-Y"]
 table = pd.DataFrame({label[name]: lost(q) for name, (q, _, _) in models.items()}, index=columns).T
 table.round(2)
 
