@@ -218,15 +218,16 @@ if runs is None:
     print(f"There is no figures/{COMMITTED}.csv yet: `make lowbits` makes it.")
 else:
     runs["label"] = runs.method.map(lambda m: labels.get(m, m))
-    print(f"Full precision: PSNR-Y {runs.psnr_y_full.mean():.2f} dB; seeds {sorted(runs.seed.unique())}")
+    print(f"Full precision: PSNR-Y {runs.psnr_y_full.mean():.2f} dB; seeds {sorted(map(int, runs.seed.unique()))}")
 scores = None if runs is None else runs.pivot_table(["psnr_fp", "psnr_y"], "label", "recipe", sort=False)
 None if scores is None else scores.round(2)
 
 # %% [markdown]
 # A recipe need not give every layer the same bits. *mixed 4* was chosen by `passionsr-lab mixed`, on calibration pictures:
-# 4, 6 or 8 bits for each layer, so that the errors which layers cause alone add up to least within 1.05 times the bit
-# operations of W4A4 (`analysis.budget`, an integer program). Its price and what it brings each method, as the
-# difference to W4A4 with equal seeds and its 95 % interval:
+# 4, 6 or 8 bits for each layer, so that the errors that layers cause alone add up to least within a budget of bit
+# operations (`analysis.budget`, an integer program; `make mixed` has the budget). Its price for a picture of 512 pixels
+# beside those of equal widths, and what it brings each method: the difference to W4A4 with equal seeds and its 95 %
+# interval.
 
 # %%
 chosen = checkout() / "figures" / f"{MIXED}_4.json"
@@ -234,7 +235,8 @@ mixed = lab.Recipe.from_dict(read_json(chosen)) if chosen.is_file() and MODEL ==
 if mixed is not None:
     bits = pd.Series([mixed.bits(name)[0] for name in lab.quantize(pipe, mixed).layers])
     print(", ".join(f"{n} layers at {b} bits" for b, n in bits.value_counts().sort_index().items()))
-    prices = {r.name: recipe_cost(frame, r) for r in (lab.recipe("W4A4"), mixed, lab.recipe("W6A6"))}
+    large = count(pipe, 512)
+    prices = {r.name: recipe_cost(large, r) for r in (lab.recipe("W4A4"), mixed, lab.recipe("W6A6"))}
     prices = pd.DataFrame(prices).T[["bytes", "bit_operations", "weight_bits", "act_bits"]]
     prices[["bytes", "bit_operations"]] /= prices.loc["W4A4", ["bytes", "bit_operations"]]
     prices = prices.rename(columns={"bytes": "bytes / W4A4's", "bit_operations": "bit operations / W4A4's"})
@@ -259,7 +261,8 @@ whole = None
 if runs is not None:
     told = {k: ", ".join(map(str, runs[k].unique())) for k in ("model", "pairs", "size", "epochs", "batch")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
-    lines = runs.assign(method=runs.label)
+    lines = runs if runs_mixed is None else pd.concat([runs, runs_mixed]).drop_duplicates(["recipe", "method", "seed"])
+    lines = lines.replace({"method": labels})
     whole = plots.ablation(lines, heading="Every method and recipe", width=plots.PAGE, caption=told)
     plots.save(whole, "13_low_bits", FIGURES)
 whole
