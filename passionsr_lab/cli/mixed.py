@@ -26,15 +26,15 @@ def mixed(model, budget, widths, method, images, pairs, size, seed, for_size, na
     import pandas as pd
 
     from ..analysis.bitcost import recipe_cost
-    from ..analysis.budget import each_width, within_budget
+    from ..analysis.budget import BUDGETS, each_width, within_budget
     from ..analysis.cost import count
     from ..analysis.layers import layer_numbers
     from ..imaging.pairs import chosen_pairs
     from ..store.folder import load
     from ..util.files import write_json
 
-    if len(budget) > 1:
-        raise click.UsageError("A budget is of one kind.")
+    if len(budget) > 1 or not budget.keys() <= BUDGETS.keys():
+        raise click.UsageError(f"A budget is of one of {', '.join(BUDGETS)}, not {', '.join(budget)}.")
     bits = [int(width) if width.isdecimal() else 0 for width in widths]
     (of, most), pipe = *budget.items(), load(model)
     chosen = chosen_pairs(images, pairs, size, seed)

@@ -186,6 +186,8 @@ def test_a_mixed_recipe_is_a_file_that_calibrate_cost_and_compare_take(told, cli
     assert [row["recipe"] for row in runs] == [made["recipe"], "W4A4"]
     code, _, err = cli("mixed", "--model", model, *few, "--budget", "weight_bits=1", "--out", file)
     assert code == 2 and "The least that these widths allow is 4" in err and err.count("\n") == 1
+    code, _, err = cli("mixed", "--model", "none", "--budget", "bits=4", "--out", file)
+    assert code == 2 and "one of weight_bits, megabytes, bit_operations, not bits" in err
 
 
 def test_table2_is_one_command_and_gives_the_same_bytes_when_it_goes_on(told, model, tmp_path):
