@@ -40,7 +40,8 @@ window.lab = {
   use: index => { lab.widget = lab.root(index);
     lab.controls = [...lab.widget.querySelectorAll('select, .noUi-handle, button.jupyter-button, input')]
       .filter(e => e.offsetParent); return lab.controls.length },
-  name: e => (e.closest('.jupyter-widgets')?.querySelector('label')?.textContent || e.textContent ||
+  name: e => (e.closest('label')?.textContent ||
+              e.closest('.jupyter-widgets')?.querySelector('label')?.textContent || e.textContent ||
               e.getAttribute('aria-label') || '').trim(),
   kind: e => e.matches('select') ? (e.size > 1 ? 'list' : 'menu') : e.matches('.noUi-handle') ? 'slider'
            : e.matches('button') ? 'button' : e.type,

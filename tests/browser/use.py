@@ -59,10 +59,11 @@ def _tabs(notebook: Notebook, controls: list[dict]) -> str:
 def _one(notebook: Notebook, i: int, control: dict) -> str:
     """One change of a control by keyboard, after which the picture is another one.
 
-    A menu is opened first: JupyterLab takes the arrow keys of a closed one for itself (ipywidgets issue 3912).
+    A menu is opened first: JupyterLab takes the arrow keys of a closed one, and of a list, for itself (ipywidgets issue
+    3912).
     """
-    up = ("ArrowDown", "ArrowUp")
-    arrows = {"menu": up, "list": up, "slider": ("ArrowRight", "ArrowLeft")}.get(control["kind"], (" ", " "))
+    keys = {"menu": ("ArrowDown", "ArrowUp"), "list": ("PageDown", "PageUp"), "slider": ("ArrowRight", "ArrowLeft")}
+    arrows = keys.get(control["kind"], (" ", " "))
     browser = notebook.browser
     before = browser.evaluate("lab.picture()")
     browser.evaluate(f"lab.controls[{i}].focus()")
