@@ -17,7 +17,6 @@
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
@@ -26,6 +25,7 @@ from passionsr_lab.analysis.cost import count
 from passionsr_lab.analysis.layers import branch_ranks
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import tables
+from passionsr_lab.evaluation.sweep import differences
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
 from passionsr_lab.methods import qartsr
@@ -245,15 +245,11 @@ None if mixed is None else prices.astype(float).round(3)
 # %%
 gained, runs_mixed = None, committed(f"{MIXED}_runs")
 if runs_mixed is not None:
-    by = runs_mixed.replace({"method": labels}).pivot_table(
-        ["psnr_fp", "psnr_y"], ["method", "seed"], "recipe", sort=False
-    )
-    means = by.groupby("method", sort=False).mean()
-    difference = by.psnr_fp.iloc[:, 1] - by.psnr_fp.iloc[:, 0]
-    gained = difference.groupby("method", sort=False).agg(["mean", "std", "size"])
-    gained["95 %"] = gained["std"] / gained["size"] ** 0.5 * stats.t.ppf(0.975, gained["size"] - 1)
-    gained = gained[["mean", "95 %", "size"]].rename(columns={"mean": "gain (dB)", "size": "seeds"})
-    gained = means.set_axis([f"{a}, {b}" for a, b in means.columns], axis=1).join(gained)
+    own = runs_mixed.replace({"method": labels})
+    means = own.pivot_table(["psnr_fp", "psnr_y"], "method", "recipe", sort=False)
+    means.columns = [", ".join(names) for names in means.columns]
+    gained = differences(own.rename(columns={"recipe": "method", "method": "recipe"}))  # of recipes, in every method
+    gained = means.join(gained.set_index("recipe")[["difference", "half_width", "seeds"]])
 None if gained is None else gained.round(2)
 
 # %%
