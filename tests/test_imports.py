@@ -79,7 +79,7 @@ rooms = {{name.split(".")[1] for name in sys.modules if name.startswith("passion
 assert rooms == {{"kernels", "quantization", "util"}}, rooms
 """
     run(code)
-    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1300
+    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "quantization").glob("*.py")) < 1400
 
 
 # -- downwards --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a calibration step costs over a float step, in processor time and memory, side by side in one run.
 
-Steps of the embedded model's modules and of blocks of SD2.1 at their real widths (random weights), one thread.  A step
-is forward, loss, backward and Adam.  Its base is a float step: with trained weight bounds one that computes weight
-gradients too, since both need them; with the activations' alone, the weights being kept, one without.
+Steps of the embedded model's modules and of blocks of SD2.1 at their real widths (random weights), one thread; every
+kind in passes of torch and, where numba is, in compiled ones.  A step is forward, loss, backward and Adam.  Its base is
+a float step: with trained weight bounds one that computes weight gradients too, since both need them; with the
+activations' alone, the weights being kept, one without.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from ..calibration.loop import Calibration, optimizer_of
 from ..calibration.method import RATES
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import bundled
+from ..kernels.compiled import compiled
 from ..methods import DEFAULT, find
 from ..pipeline.folder import tiny
 from ..quantization.filling import LET
@@ -30,8 +33,12 @@ from ..store.keys import versions
 from ..util.machine import processor
 from ..util.memory import Peak, resident
 
+EVENTS = ("start", "step", "end")
+COMPILED = " compiled"  # of a kind's name
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
+OVER = BASE | {"forward": "float forward"}
+OVER |= {name + COMPILED: base for name, base in OVER.items()}
 # Blocks of SD2.1: where they are, the channels and edge of the input (UNet: 512-pixel image, decoder: 256).
 BLOCKS = {
     "sd21 unet resnet": ("unet.down_blocks.1.resnets.1", 640, 32),
@@ -179,11 +186,13 @@ def _measured(case: Case, rounds: int) -> dict:
                 times[name] += [time.process_time() - start] if i else []
     seconds = {name: statistics.median(found) for name, found in times.items()}
     peaks = {name: _peak(kind, case.scope) for name, kind in kinds.items()}
-    over = BASE | {"forward": "float forward"}
+    over = {name: base for name, base in OVER.items() if name in kinds}
     return {
         "cpu_seconds": seconds, "peak_bytes": peaks,
         "ratios": {name: seconds[name] / seconds[base] for name, base in over.items()},
-        "memory_ratios": {name: peaks[name] / max(1, peaks[base]) for name, base in BASE.items()},
+        "memory_ratios": {
+            name: peaks[name] / max(1, peaks[base]) for name, base in over.items() if base != "float forward"
+        },
     }  # fmt: skip
 
 
@@ -206,17 +215,19 @@ def _kinds(case: Case) -> dict:
         "float forward": _Kind(lambda: _forward(case.floats, case.x)),
         "float": _Kind(lambda: _descend(case.floats, case.x.requires_grad_(), case.target)),
         "float with weight gradients": _Kind(lambda: _descend(case.floats, case.x, case.target), case.weights),
-        "forward": _Kind(lambda: _forward(case.quants, case.x)),
     }
     weights = {p for m in case.scope.modules() if isinstance(m, QuantLayer) for p in m.weight_quantizers.parameters()}
-    for name, tags in STAGES.items():
-        optimizer = optimizer_of(case.scope, tags, RATES)
-        if name == "activations":
-            for group in optimizer.param_groups:
-                group["params"] = [p for p in group["params"] if p not in weights]
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        step = lambda o=optimizer: _descend(case.quants, case.x, case.target, o)
-        kinds[name] = _Kind(step, trained)
+    for own, passes in (("", False), (COMPILED, True)) if find_spec("numba") else (("", False),):
+        kinds["forward" + own] = _Kind(lambda: _forward(case.quants, case.x), passes=passes)
+        for name, tags in STAGES.items():
+            with compiled(passes):
+                optimizer = optimizer_of(case.scope, tags, RATES)
+            if name == "activations":
+                for group in optimizer.param_groups:
+                    group["params"] = [p for p in group["params"] if p not in weights]
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            step = lambda o=optimizer: _descend(case.quants, case.x, case.target, o)
+            kinds[name + own] = _Kind(step, trained, passes)
     return kinds
 
 
@@ -226,13 +237,17 @@ class _Kind:
 
     step: Callable[[], None]
     trained: list[Tensor] | tuple = ()
+    passes: bool = False
 
     def __enter__(self) -> Callable[[], None]:
         for p in self.trained:
             p.requires_grad_(True)
+        self.within = compiled(self.passes)
+        self.within.__enter__()
         return self.step
 
     def __exit__(self, *_) -> None:
+        self.within.__exit__(None, None, None)
         self.forget()
         for p in self.trained:
             p.requires_grad_(False)
@@ -259,7 +274,12 @@ def _descend(run: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, optimiz
 
 def _whole(options: Steps) -> dict:
     """The default method at its standard budget."""
-    q = quantize(tiny(), recipe_named(options.recipe))
-    records = list(Calibration(q, bundled("calibration", 16, options.crop), find(DEFAULT)).run())
-    spent = {event: sum(r["cpu_seconds"] for r in records if r["event"] == event) for event in ("start", "step", "end")}
-    return {"step": "whole", "cpu_seconds": spent, "share": spent["step"] / sum(spent.values())}
+    found = {"step": "whole", "cpu_seconds": {}, "share": {}}
+    for name, passes in (("", False), (COMPILED, True)) if find_spec("numba") else (("", False),):
+        q = quantize(tiny(), recipe_named(options.recipe))
+        work = Calibration(q, bundled("calibration", 16, options.crop), find(DEFAULT), compiled=passes)
+        records = list(work.run())
+        spent = {event: sum(r["cpu_seconds"] for r in records if r["event"] == event) for event in EVENTS}
+        found["cpu_seconds"] |= {event + name: seconds for event, seconds in spent.items()}
+        found["share"][f"steps{name}"] = spent["step"] / sum(spent.values())
+    return found

@@ -90,4 +90,5 @@ def settings(run: Calibration) -> dict:
     return {
         "recipe": run.q.recipe.to_dict(), "method": run.method.describe(), "pairs": digest.hexdigest(),
         "epochs": run.epochs, "batch": run.batch, "seed": run.seed, "rates": dict(run.rates), "model": run.identity,
+        "compiled": run.compiled,
     }  # fmt: skip

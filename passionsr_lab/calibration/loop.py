@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..imaging.pairs import Pair
+from ..kernels import compiled as passes
 from ..quantization.layer import mode
 from ..quantization.place import QuantizedSR, quantized_layers, segment_modules
 from ..quantization.ranges import Range
@@ -28,7 +29,7 @@ from .activations import Activations
 from .checks import checked
 from .method import Method, Stage
 from .state import load_state, state
-from .task import Task, expanded, task
+from .task import Task, batches, expanded, task
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125)  # of the backtracking line search at a stage's end, longest first
 SAVE_EVERY = 60  # seconds between two states that a run keeps
@@ -48,6 +49,8 @@ class Calibration:
         seed: of the order of the pairs.
         rates: learning rates by tag, in place of some of the method's.
         lean: saves memory for full-size models (see `Activations`); the numbers are the same.
+        compiled: whether the CPU's passes are compiled by numba, which is quicker; sums are done in another order then.
+            By default as `$PASSIONSR_COMPILED` says.
 
     Raises:
         ValueError: no pairs, an image alone or swapped with its original, a pipeline that is not quantized or in
@@ -64,10 +67,11 @@ class Calibration:
         seed: int = 0,
         rates: dict[str, float] | None = None,
         lean: bool = False,
+        compiled: bool | None = None,
     ):
         pairs = checked(q, pairs, method, epochs, batch, seed, rates)
         self.q, self.method, self.rates = q, method, {**method.rates, **(rates or {})}
-        self.epochs, self.batch, self.seed = epochs, batch, seed
+        self.epochs, self.batch, self.seed, self.compiled = epochs, batch, seed, passes.wanted(compiled)
         self.images = [pair.lr[None] for pair in pairs]
         self.data = Activations(q, self.images, lean)
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
@@ -119,7 +123,7 @@ class Calibration:
     def _in_turn(self, records: Iterator[dict]) -> Iterator[dict]:
         """Between two records other threads may call the pipeline, while one is made they wait."""
         while True:
-            with self.q.turns.changing():
+            with self.q.turns.changing(), passes.compiled(self.compiled):
                 record = next(records, None)
             if record is None:
                 return
@@ -139,7 +143,7 @@ class Calibration:
             self.observe()
         if not self.stages and not self.ends:
             found = task(Stage("all", ("ranges",)), None, self.data)
-            self.first = found.mean_loss()
+            self.first = found.mean_loss(self.batch)
             self.ends = [self._record(found.stage, None, "end", self.first, 0)]
             yield self.ends[0]
         while self.stage < len(self.stages):
@@ -154,7 +158,7 @@ class Calibration:
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first = self._last_of_same(stage, block)
-            self.first = work.mean_loss() if self.first is None else self.first
+            self.first = work.mean_loss(self.batch) if self.first is None else self.first
             self.before = state(self.q)
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
@@ -164,7 +168,7 @@ class Calibration:
             self.step += 1
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
-        last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(), 1.0)
+        last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(self.batch), 1.0)
         self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
         self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
@@ -189,7 +193,7 @@ class Calibration:
         after = state(self.q)
         for length in STEP_LENGTHS:
             load_state(self.q, {k: _between(self.before[k], after[k], length) for k in after})
-            loss = work.mean_loss()
+            loss = work.mean_loss(self.batch)
             if loss < self.first:
                 return loss, length
         load_state(self.q, self.before)
@@ -256,9 +260,7 @@ class Calibration:
         steps, shapes = [], work.shapes()
         for epoch in range(work.stage.passes(self.epochs)):
             order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(shapes))
-            for shape in sorted(set(shapes)):
-                rows = [int(i) for i in order if shapes[i] == shape]
-                steps += [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+            steps += batches(order.tolist(), shapes, self.batch)
         return steps
 
     # -- ranges ---------------------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ class Calibration:
     def module_losses(self) -> dict[str, float]:
         """The loss of each quantized segment now, each fed by the quantized ones before it; for any method."""
         modules = [m for m in MODULES if m in self.q.recipe.modules]
-        return {m: task(Stage(m, ("none",)), None, self.data).mean_loss() for m in modules}
+        return {m: task(Stage(m, ("none",)), None, self.data).mean_loss(self.batch) for m in modules}
 
     def finish(self) -> None:
         """Gives the segments that a stopped run never reached their ranges and start: the pipeline then works."""
@@ -296,6 +298,7 @@ class Calibration:
         self.q.history = {
             "method": self.method.describe(), "pairs": len(self.images), "epochs": self.epochs, "batch": self.batch,
             "seed": self.seed, "rates": dict(self.rates), "cost": self.cost, "threads": torch.get_num_threads(),
+            "compiled": self.compiled,
             "tile": max(max(x.shape[-2:]) for x in self.data.inputs) // self.q.factor, "stages": self.ends,
         }  # fmt: skip
         self.q.pipe.tile = self.q.history["tile"]
@@ -312,7 +315,7 @@ def optimizer_of(scope: nn.Module, train: Sequence[str], rates: Mapping[str, flo
         for tag in train
         for scale, found in trainable(scope, tag).items()
     ]
-    return torch.optim.Adam(groups) if groups else None
+    return torch.optim.Adam(groups, fused=passes.on() or None) if groups else None
 
 
 def _sentence(end: dict) -> str:

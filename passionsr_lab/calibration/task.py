@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,21 +35,35 @@ class Task:
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """The stage's loss of these pairs together."""
-        outputs = self.outputs([self.inputs[i] for i in rows])
-        terms = []
-        for term in self.stage.losses:
-            target = torch.cat([self.targets[term.at][i] for i in rows])
-            terms.append(DISTANCES[term.distance](outputs[term.at], target) * term.weight)
+        targets = {term.at: torch.cat([self.targets[term.at][i] for i in rows]) for term in self.stage.losses}
+        return self._loss(self.outputs([self.inputs[i] for i in rows]), targets)
+
+    def _loss(self, outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        losses = self.stage.losses
+        terms = [DISTANCES[loss.distance](outputs[loss.at], targets[loss.at]) * loss.weight for loss in losses]
         return sum(terms[1:], terms[0])
 
     @torch.no_grad()
-    def mean_loss(self) -> float:
-        """The mean over all pairs, one at a time."""
-        return float(np.mean([self.loss([i]).item() for i in range(len(self.inputs))]))
+    def mean_loss(self, batch: int = 1) -> float:
+        """The mean of all pairs' losses, `batch` of them at a time going through the model."""
+        found = []
+        for rows in batches(range(len(self.inputs)), self.shapes(), batch):
+            outputs = {at: y.split(1) for at, y in self.outputs([self.inputs[i] for i in rows]).items()}
+            for n, i in enumerate(rows):
+                targets = {at: self.targets[at][i] for at in outputs}
+                found.append(self._loss({at: ys[n] for at, ys in outputs.items()}, targets))
+        return torch.stack(found).double().mean().item()
 
     def shapes(self) -> list[tuple]:
         """One per pair; pairs of different shapes are never in one step."""
         return [x.shape if isinstance(x, Tensor) else tuple(t.shape for t in _tensors(x)) for x in self.inputs]
+
+
+def batches(rows: Sequence[int], shapes: Sequence, size: int) -> Iterator[list[int]]:
+    """The rows, at most `size` of one shape together, in their order within each shape."""
+    for shape in sorted(set(shapes)):
+        same = [i for i in rows if shapes[i] == shape]
+        yield from (same[i : i + size] for i in range(0, len(same), size))
 
 
 def _tensors(call: tuple[tuple, dict]) -> list[Tensor]:

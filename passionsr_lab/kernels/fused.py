@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import compiled
+
 ZERO_POINTS = ("integer", "real")
 SCRATCH = 2**22  # numbers in the largest buffer that is used again; fresh memory costs more than a pass over it
 _scratch = threading.local()
@@ -37,11 +39,13 @@ def grid_of(lower: Tensor, upper: Tensor, bits: int, zero_point: str = "integer"
 
 
 class Grid(NamedTuple):
-    """How a function quantizes: bits, zero point, and whether x~ is x * scale (a weight's) or (x - shift) / scale."""
+    """How a function quantizes: bits, zero point, whether x~ is x * scale (a weight's) or (x - shift) / scale, and how
+    many columns side by side share a scale."""
 
     bits: int
     zero_point: str = "integer"
     multiply: bool = False
+    taps: int = 1
 
 
 class Convolution(NamedTuple):
@@ -68,22 +72,31 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, shift, lower, upper, grid):
+        ctx.grid, ctx.layout = grid, compiled.layout_of(x, scale, shift, lower, grid)
+        if ctx.layout is not None:
+            ctx.save_for_backward(x, scale, shift, lower, upper)
+            return compiled.values(x, scale, shift, lower, upper, grid, ctx.layout)
         step, base = grid_of(lower, upper, grid.bits, grid.zero_point)
         ctx.save_for_backward(x, scale, shift, lower, upper, step, base)
-        ctx.grid = grid
-        code = _codes(x, scale, shift, step, base, grid.multiply)
+        code = _codes(x, _columns_of(scale, grid), shift, step, base, grid.multiply)
         return _rounded(code, grid.bits).mul_(step).add_(base)
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale, shift, lower, upper, step, base = ctx.saved_tensors
-        code = _codes(x, scale, shift, step, base, ctx.grid.multiply, _buffer(0, x))
+        if ctx.layout is not None:
+            wanted = ctx.needs_input_grad[0]
+            return *compiled.gradients(grad, *ctx.saved_tensors, ctx.grid, ctx.layout, wanted=wanted), None
+        x, few, shift, lower, upper, step, base = ctx.saved_tensors
+        scale = _columns_of(few, ctx.grid)
+        code = _codes(x, scale, shift, step, base, ctx.grid.multiply, buffer(0, x))
         error = _rounded(_copy(code, 1), ctx.grid.bits).sub_(code)
-        out = torch.empty_like(grad) if ctx.needs_input_grad[0] else _buffer(2, x)
+        out = torch.empty_like(grad) if ctx.needs_input_grad[0] else buffer(2, x)
         grad_x, sums = _masked(grad, x, code, error, scale, shift, lower, ctx.grid, out)
-        of_parameters = _parameters(sums, scale, shift, lower, upper, step, base, ctx.grid)
+        of_scale, *of_others = _parameters(sums, scale, shift, lower, upper, step, base, ctx.grid)
+        if of_scale is not None and ctx.grid.taps > 1:
+            of_scale = of_scale.view(-1, ctx.grid.taps).sum(1).view(few.shape)
         grad_x = _to_input(grad_x, scale, ctx.grid.multiply) if ctx.needs_input_grad[0] else None
-        return grad_x, *of_parameters, None
+        return grad_x, of_scale, *of_others, None
 
 
 class QuantizedOperation(torch.autograd.Function):
@@ -95,23 +108,55 @@ class QuantizedOperation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, scale, shift, lower, upper, grid, conv):
-        step, base = grid_of(lower, upper, grid.bits, grid.zero_point)
-        ctx.grid, ctx.conv, ctx.biased, value = grid, conv, bias is not None, None
-        if _bordered(shift, grid, conv):
-            zero = torch.zeros((1, x.shape[1], 1, 1), dtype=step.dtype, device=x.device)
-            value = _rounded(_codes(zero, scale, shift, step, base), grid.bits).mul_(step).add_(base)
-            bias = _everywhere(value, weight, conv) if bias is None else bias + _everywhere(value, weight, conv)
-        ctx.save_for_backward(x, weight, scale, shift, lower, upper, step, base, value)
-        seen = _rounded(_codes(x, scale, shift, step, base, False, _buffer(0, x)), grid.bits)
-        seen.mul_(step).add_(base if value is None else base - value)
-        if conv is None:
-            return F.linear(seen, weight, bias)
-        return F.conv2d(seen, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        held = ready(weight, bias, scale, shift, lower, upper, grid, conv)
+        ctx.grid, ctx.conv, ctx.layout = grid, conv, compiled.layout_of(x, scale, shift, lower, grid)
+        ctx.save_for_backward(x, weight, scale, shift, lower, upper, held.step, held.base, held.value)
+        return operated(x, held, grid, conv)
 
     @staticmethod
     def backward(ctx, grad):
-        with _no_autocast(grad):
-            return _operation_backward(ctx, grad, *ctx.saved_tensors)
+        with no_autocast(grad):
+            backward = _operation_backward if ctx.layout is None else _compiled_backward
+            return backward(ctx, grad, *ctx.saved_tensors)
+
+
+class Ready(NamedTuple):
+    """What a quantized operation needs beside x: with the grid's step and base, what padding stands for as `value`
+    (None is 0), and what it leaves to the bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    lower: Tensor
+    upper: Tensor
+    step: Tensor
+    base: Tensor
+    value: Tensor | None
+
+
+def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolution | None) -> Ready:
+    """`QuantizedOperation`'s part that does not depend on x."""
+    (step, base), value = grid_of(lower, upper, grid.bits, grid.zero_point), None
+    if _bordered(shift, grid, conv):
+        zero = torch.zeros((1, weight.shape[1] * conv.groups, 1, 1), dtype=step.dtype, device=step.device)
+        value = _rounded(_codes(zero, scale, shift, step, base), grid.bits).mul_(step).add_(base)
+        bias = _everywhere(value, weight, conv) if bias is None else bias + _everywhere(value, weight, conv)
+    return Ready(weight, bias, scale, shift, lower, upper, step, base, value)
+
+
+def operated(x: Tensor, held: Ready, grid: Grid, conv: Convolution | None) -> Tensor:
+    """`QuantizedOperation`'s output."""
+    _, _, scale, shift, lower, upper, step, base, value = held
+    layout = compiled.layout_of(x, scale, shift, lower, grid)
+    if layout is not None:
+        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x))
+    else:
+        seen = _rounded(_codes(x, scale, shift, step, base, False, buffer(0, x)), grid.bits)
+        seen.mul_(step).add_(base if value is None else base - value)
+    if conv is None:
+        return F.linear(seen, held.weight, held.bias)
+    return F.conv2d(seen, held.weight, held.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 class ScaledRange(torch.autograd.Function):
@@ -166,6 +211,11 @@ class Bounds(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, low, high, trim, integer):
+        if compiled.on(low, trim):
+            lower, upper, ctx.flags = compiled.bounds(low, high, trim, integer)
+            ctx.save_for_backward(low, high, trim)
+            return lower, upper
+        ctx.flags = None
         width, (below, above) = high - low, trim.unbind()
         lower = low + width * below
         upper, least = high - width * above, lower + 1e-3 * width
@@ -178,6 +228,8 @@ class Bounds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, of_lower, of_upper):
+        if ctx.flags is not None:
+            return *compiled.bounds_gradients(of_lower, of_upper, *ctx.saved_tensors, ctx.flags), None
         trim, width, apart, held = ctx.saved_tensors
         drawn = None
         if held is not None:
@@ -202,12 +254,12 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _no_autocast(t: Tensor):
+def no_autocast(t: Tensor):
     kind = t.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _buffer(slot: int, like: Tensor) -> Tensor | None:
+def buffer(slot: int, like: Tensor) -> Tensor | None:
     """A buffer of this thread's for a tensor of this shape, whose content the next call with the slot may overwrite;
     None off the CPU, whose allocators keep memory, and for large tensors."""
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
@@ -221,7 +273,7 @@ def _buffer(slot: int, like: Tensor) -> Tensor | None:
 
 
 def _copy(t: Tensor, slot: int) -> Tensor:
-    out = _buffer(slot, t)
+    out = buffer(slot, t)
     return t.clone() if out is None else out.copy_(t)
 
 
@@ -236,6 +288,11 @@ def _codes(x, scale, shift, step, base, multiply: bool = False, out: Tensor | No
     return code.sub_(base).div_(step)
 
 
+def _columns_of(scale: Tensor | None, grid: Grid) -> Tensor | None:
+    """The scale of every column."""
+    return scale if scale is None or grid.taps == 1 else scale.repeat_interleave(grid.taps, -1)
+
+
 def _rounded(code: Tensor, bits: int) -> Tensor:
     """Whole codes of the grid, in place."""
     return code.round_().clamp_(0, 2**bits - 1)
@@ -248,7 +305,7 @@ def _bordered(shift: Tensor | None, grid: Grid, conv: Convolution | None) -> boo
 
 def _everywhere(value: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
     """(Co,) the convolution of a field that has the same value (1, C, 1, 1) in every place."""
-    with _no_autocast(weight):
+    with no_autocast(weight):
         return (_grouped(weight, conv) @ _columns(value, weight, conv)).flatten()
 
 
@@ -265,14 +322,12 @@ def _columns(value: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
 def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, base, value) -> tuple:
     """Gradients of all that `QuantizedOperation` takes."""
     grid, conv, needs = ctx.grid, ctx.conv, ctx.needs_input_grad
-    code = _codes(x, scale, shift, step, base, False, _buffer(0, x))
+    code = _codes(x, scale, shift, step, base, False, buffer(0, x))
     rounded, seen = _rounded(_copy(code, 1), grid.bits), None
     if needs[1]:
-        seen = torch.mul(rounded, step, out=_buffer(2, x)).add_(base if value is None else base - value)
+        seen = torch.mul(rounded, step, out=buffer(2, x)).add_(base if value is None else base - value)
     inputs = any((needs[0], *needs[3:7]))
-    inner, of_weight, of_bias = _products(
-        grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None)
-    )
+    inner, of_weight, of_bias = products(grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None))
     del seen
     of_weight, of_bias = (t if t is None else t.to(code.dtype) for t in (of_weight, of_bias))
     if value is not None and needs[1]:
@@ -294,7 +349,28 @@ def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, 
     return of_x, of_weight, of_bias if needs[2] else None, *of_parameters, None, None
 
 
-def _products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, bool, bool]):
+def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, value) -> tuple:
+    """`_operation_backward` with compiled passes."""
+    grid, conv, needs, layout = ctx.grid, ctx.conv, ctx.needs_input_grad, ctx.layout
+    seen = None
+    if needs[1]:
+        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x)).view(x.shape)
+    inputs = any((needs[0], *needs[3:7]))
+    inner, of_weight, of_bias = products(grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None))
+    around = None
+    if value is not None:
+        if needs[1]:
+            column = of_bias.view(conv.groups, -1, 1)
+            _grouped(of_weight, conv).baddbmm_(column, _columns(value, weight, conv).transpose(1, 2))
+        around = _whole_field(of_bias, weight, conv, x.shape[1])
+    of_bias = of_bias if needs[2] else None
+    if not inputs:
+        return None, of_weight, of_bias, *[None] * 6
+    found = compiled.gradients(inner, x, scale, shift, lower, upper, grid, layout, around, needs[0])
+    return found[0], of_weight, of_bias, *found[1:], None, None
+
+
+def products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, bool, bool]):
     """Gradients of op for its input, its weight and its bias, where the mask asks for them."""
     weight = weight.to(grad.dtype)
     if conv is None:
@@ -320,9 +396,14 @@ def _products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool,
 
 def _around(inner: Tensor, of_bias: Tensor, weight: Tensor, conv: Convolution) -> Tensor:
     """(1, C, 1, 1) the gradient of all that pads a channel: that of the channel everywhere, without that of x."""
-    rows = of_bias.view(conv.groups, 1, -1).to(weight.dtype)
-    everywhere = (rows @ _grouped(weight, conv)).view(1, inner.shape[1], 1, -1).sum(3, True)
+    everywhere = _whole_field(of_bias, weight, conv, inner.shape[1])
     return everywhere.to(inner.dtype) - inner.sum((0, 2, 3), True)
+
+
+def _whole_field(of_bias: Tensor, weight: Tensor, conv: Convolution, channels: int) -> Tensor:
+    """(1, C, 1, 1) the gradient of a channel that has the same value everywhere, beyond the borders too."""
+    rows = of_bias.view(conv.groups, 1, -1).to(weight.dtype)
+    return (rows @ _grouped(weight, conv)).view(1, channels, 1, -1).sum(3, True)
 
 
 def _masked(grad, x, code, error, scale, shift, lower, grid: Grid, out: Tensor | None) -> tuple[Tensor, Sums]:
@@ -363,6 +444,8 @@ def _to_input(grad: Tensor, scale, multiply: bool) -> Tensor:
 
 
 def _sum_to(t: Tensor, shape: torch.Size) -> Tensor:
+    if t.shape == shape:  # its own memory is written to later
+        return t.clone()
     return t.sum_to_size(shape) if shape else t.sum()
 
 

@@ -75,7 +75,7 @@ def calibrate(q, pairs, method: Method | str = DEFAULT, callback=None, quiet: bo
         method: a name out of `METHODS`, or a method.
         callback: called with every record as it comes.
         quiet: show nothing.
-        options: of `Calibration` (epochs, batch, seed, rates, lean).
+        options: of `Calibration` (epochs, batch, seed, rates, lean, compiled).
 
     Example:
         >>> import passionsr_lab as lab

@@ -6,7 +6,9 @@ from typing import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..kernels import compiled
 from ..kernels.fused import FakeQuantize, Grid, wide
 from .layer import Quantized
 from .quantizer import Quantizer
@@ -14,30 +16,36 @@ from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
 
-SCORES = 2**23  # attention scores that are held at once: queries go in chunks
+SCORES = 2**23  # attention scores that are held at once: queries go in chunks, in training in smaller ones
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """softmax(q k^T scale + mask) v for (B, N, C) inputs, in chunks of queries.
+    """softmax(q k^T scale + mask) v for (B, N, C) inputs, in chunks of queries where there are many scores; a backward
+    pass then computes those of each chunk again.
 
     Args:
         mask: (B heads, 1 or N, N_k), as diffusers prepares it.
         change: what happens to a chunk of probabilities (B, heads, n, N_k) before they meet v.
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
-    rows = max(1, SCORES // (k.shape[0] * heads * k.shape[2]))
+    per_query = k.shape[0] * heads * k.shape[2]
+    again = torch.is_grad_enabled() and per_query * q.shape[2] > SCORES
+    rows = max(1, SCORES // (4 if again else 1) // per_query)
     queries = q.split(rows, 2)
     masks = [None] * len(queries)
     if mask is not None:
         masks = mask.unflatten(0, (-1, heads)).expand(-1, -1, q.shape[2], -1).split(rows, 2)
-    chunks = []
-    for some, m in zip(queries, masks):
+
+    def chunk(some: Tensor, m: Tensor | None) -> Tensor:
         scores = some @ k.transpose(-1, -2) * scale
         p = (scores if m is None else scores + m).softmax(-1)
-        chunks.append((p if change is None else change(p)) @ v)
+        return (p if change is None else change(p)) @ v
+
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    chunks = [checkpoint(chunk, *one, **options) if again else chunk(*one) for one in zip(queries, masks)]
     return torch.cat(chunks, 2).transpose(1, 2).flatten(2)  # (B, N, C)
 
 
@@ -103,6 +111,7 @@ class QuantAttention(Quantized):
         out = attn.to_out[1](attn.to_out[0](out))
         if residual.ndim == 4:
             out = out.transpose(1, 2).reshape_as(residual)
+            out = out.contiguous() if compiled.on(out) else out  # the layout that kernels walk
         return ((out + residual) if attn.residual_connection else out) / attn.rescale_output_factor
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:

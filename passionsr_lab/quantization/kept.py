@@ -24,12 +24,16 @@ class Kept:
     def __init__(self):
         self._held: tuple | None = None
 
-    def get(self, modules: Sequence[nn.Module | None], large: Sequence[Tensor | None], make: Callable):
-        """`make()`, or what it gave the last time."""
+    def get(
+        self, modules: Sequence[nn.Module | None], large: Sequence[Tensor | None], make: Callable,
+        more: Sequence[Tensor | None] = (),
+    ):  # fmt: skip
+        """`make()`, or what it gave the last time; `more` are small tensors beside those of the modules."""
         parts = [part for module in modules if module is not None for part in _within(module)]
         if torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part._parameters.values()):
             return make()
         small = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        small += [t for t in more if t is not None]
         large = [t for t in large if t is not None]
         if not _may(parts, [*small, *large]):
             return make()

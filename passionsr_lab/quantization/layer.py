@@ -17,9 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, ScaledRange, ShiftedRange, wide
+from ..kernels import compiled
+from ..kernels.fused import (
+    Convolution,
+    FakeQuantize,
+    Grid,
+    QuantizedOperation,
+    ScaledRange,
+    ShiftedRange,
+    operated,
+    ready,
+    wide,
+)  # fmt: skip
 from .kept import Kept
-from .quantizer import Quantizer
+from .quantizer import BoundaryQuantizer, Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
@@ -107,7 +118,7 @@ class QuantLayer(Quantized):
         self.conv = isinstance(layer, nn.Conv2d)
         self.dim, self.groups = (1, layer.groups) if self.conv else (-1, 1)
         self.range = Range(layer.in_channels if self.conv else layer.in_features)
-        self._kept_weight, self._kept_input, self._kept_tables = Kept(), Kept(), Kept()
+        self._kept_weight, self._kept_input, self._kept_tables, self._kept_whole = Kept(), Kept(), Kept(), Kept()
         self.empty()
 
     def empty(self) -> None:
@@ -142,10 +153,12 @@ class QuantLayer(Quantized):
         if mode != "quantized":
             return self.layer(x)
         self.range.require(self.name)
-        weight, bias = self._weight_and_bias()
         fusible = self._fusible
+        if fusible and self._whole(x):
+            return self._compiled(x).to(x.dtype)
+        trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
         seen = None if fusible and self.branch is None else self.transformed_input(x)
-        out = self._fused(x, weight, bias) if fusible else self.operate(self.quantized(seen), weight, bias)
+        out = self._fused(x, trained) if fusible else self.operate(self.quantized(seen), *trained)
         return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
 
     @property
@@ -166,18 +179,52 @@ class QuantLayer(Quantized):
         known = self.transform is not None and self._scaled
         return (self.transform.scale, self.transform.shift) if known else (None, None)
 
-    def _fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer's output by `fused.QuantizedOperation`."""
-        scale, shift, lower, upper = self._kept_input.get(
-            (self.transform, self.act_quantizers, self.range), (), self._input_grid
+    def _whole(self, x: Tensor) -> bool:
+        """Whether the layer is one compiled function of scale, shift and boundaries, which are being trained."""
+        boundaries = (*self.act_quantizers, *self.weight_quantizers)
+        return (
+            compiled.on(x, self.layer.weight) and torch.is_grad_enabled() and self.alignment is None
+            and self._weight_fusible and self.groups == 1 and (self.conv or len(self.sizes) == 1)
+            and all(type(q) is BoundaryQuantizer for q in boundaries)
+            and (not self.padded or self.layer.padding_mode == "zeros")
+        )  # fmt: skip
+
+    def _compiled(self, x: Tensor) -> Tensor:
+        """The layer's output by `whole.QuantizedLayer`."""
+        from ..kernels.whole import Plan, QuantizedLayer
+
+        let, layer = self.transform, self.layer
+        trims = [q.trim for q in (*self.act_quantizers, *self.weight_quantizers)]
+        trained = [*trims[len(self.sizes) :], *(() if let is None else let.parameters())]
+        kept = not any(p.requires_grad for p in trained)
+        weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
+        conv = None
+        if self.conv:
+            padding = layer._reversed_padding_repeated_twice[::-2]
+            conv = Convolution(layer.stride, tuple(padding), layer.dilation, 1)
+        grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
+        reach = None if let is None else let.reach
+        plan = Plan(
+            weight, bias, kept, reach, *self.range.require(self.name), self.padded, tuple(self.sizes), conv, *grids
         )
+        log_scale, offset = (None, None) if let is None else (let.log_scale, let.offset)
+        return QuantizedLayer.apply(x, log_scale, offset, plan, *(trims[: len(self.sizes)] if kept else trims))
+
+    def _fused(self, x: Tensor, trained: tuple[Tensor, Tensor | None] | None) -> Tensor:
+        """The layer's output by `fused.QuantizedOperation`; weight and bias if they may be trained."""
         conv = None
         if self.conv:
             zeros = self.layer.padding_mode == "zeros"
             x, padding = (x, self.layer._reversed_padding_repeated_twice[::-2]) if zeros else (self.pad(x), (0, 0))
             conv = Convolution(self.layer.stride, tuple(padding), self.layer.dilation, self.groups)
         grid = Grid(self.setting.act_bits, self.setting.zero_point)
-        return QuantizedOperation.apply(x, weight, bias, scale, shift, lower, upper, grid, conv)
+        inputs = self.transform, self.act_quantizers, self.range
+        if trained is not None:
+            grids = self._kept_input.get(inputs, (), self._input_grid)
+            return QuantizedOperation.apply(x, *trained, *grids, grid, conv)
+        make = lambda: ready(self.quantized_weight(), self.bias(), *self._input_grid(), grid, conv)
+        slots = *inputs, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
+        return operated(x, self._kept_whole.get(slots, (self.layer.weight,), make, (self.layer.bias,)), grid, conv)
 
     def _input_grid(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Scale, shift, and boundaries of the activation, as they broadcast against it."""
@@ -191,12 +238,12 @@ class QuantLayer(Quantized):
 
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         slots = self.transform, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
-        large = self.layer.weight, self.layer.bias
-        return self._kept_weight.get(slots, large, lambda: (self.quantized_weight(), self.bias()))
+        make = lambda: (self.quantized_weight(), self.bias())
+        return self._kept_weight.get(slots, (self.layer.weight,), make, (self.layer.bias,))
 
     def forget(self) -> None:
         """Drops the weights that are kept, which take the memory of the float ones once more."""
-        for kept in (self._kept_weight, self._kept_input, self._kept_tables):
+        for kept in (self._kept_weight, self._kept_input, self._kept_tables, self._kept_whole):
             kept.clear()
 
     def _apply(self, fn, recurse: bool = True):
@@ -268,15 +315,14 @@ class QuantLayer(Quantized):
         weight, (lows, highs, _) = wide(self.layer.weight), self._tables()
         taps = weight[0, 0].numel()
         scale = None if self.transform is None else self.transform.scale
-        columns = None if scale is None else scale[:, None].expand(-1, taps).reshape(1, -1)
         done, start = [], 0
         for quantizer, size in zip(self.weight_quantizers, self.sizes):
             part = slice(start, start + size)
             found = ScaledRange.apply(lows[:, part], highs[:, part], None if scale is None else scale[part])
             bounds = (b.flatten(1) for b in quantizer.bounds(*(r.view(quantizer.shape) for r in found)))
             rows = weight.flatten(1)[:, start * taps : (start + size) * taps]
-            own = None if columns is None else columns[:, start * taps : (start + size) * taps]
-            grid = Grid(quantizer.bits, quantizer.zero_point, multiply=True)
+            own = None if scale is None else scale[part].view(1, -1)
+            grid = Grid(quantizer.bits, quantizer.zero_point, multiply=True, taps=taps)
             done.append(FakeQuantize.apply(rows, own, None, *bounds, grid))
             start += size
         return (done[0] if len(done) == 1 else torch.cat(done, 1)).view_as(weight)

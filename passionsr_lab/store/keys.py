@@ -16,6 +16,7 @@ from .. import __version__
 from ..calibration.method import Method
 from ..imaging.pairs import Pair
 from ..imaging.pictures import to_tensor
+from ..kernels.compiled import wanted
 from ..quantization.quantizer import QUANTIZERS
 from ..quantization.recipe import Recipe
 
@@ -41,6 +42,7 @@ def arithmetic() -> dict:
     return {
         "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
         "products": torch.get_float32_matmul_precision(), "default": str(torch.get_default_dtype()),
+        "compiled": wanted(),
     }  # fmt: skip
 
 

@@ -148,7 +148,11 @@ class Notebook:
         self.photograph("dark")
 
     def saved(self) -> None:
-        """Saves with the keyboard; `Problem` when the file then holds widget state."""
+        """Saves with the keyboard; `Problem` when the file then holds widget state.
+
+        The last cell is clicked first: ipywidgets keeps the keys that are pressed in a text field to itself.
+        """
+        self.browser.click("lab.cells().at(-1).cell.node.querySelector('.jp-InputArea-prompt')")
         self.browser.key("s", 2)
         self.browser.wait("!lab.panel().context.model.dirty", 30, "saving")
         content = self.server.ask(f"contents/{self.path}")["content"]

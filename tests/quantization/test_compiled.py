@@ -1,0 +1,116 @@
+"""Compiled passes against those of torch: layers of every kind, whole calibrations, and numba missing."""
+
+import importlib.util
+
+import pytest
+import torch
+from filled import LAYERS, WHOLE, filled, relative, same, told
+
+import passionsr_lab as lab
+from passionsr_lab.calibration.loop import Calibration
+from passionsr_lab.kernels import compiled as passes
+from passionsr_lab.kernels.whole import QuantizedLayer
+from passionsr_lab.methods import find
+from passionsr_lab.quantization.filling import LET, Slots
+from passionsr_lab.quantization.quantizer import fake_quantize
+
+pytest.importorskip("numba")
+NOT_WHOLE = ("groups", "depthwise", "reflect", "replicate", "circular")  # what is left to the passes one by one
+
+
+def trainable(case, slots, **setting):
+    """A layer in float64 whose slots are trained, boundaries inside the ranges, one pair of them crossing."""
+    layer, x = filled(case, slots, dtype=torch.float64, **setting)
+    layer.layer.requires_grad_(False)
+    for q in (*layer.act_quantizers, *layer.weight_quantizers):
+        q.trim.data.uniform_(-0.05, 0.3)
+    layer.weight_quantizers[0].trim.data[:, :1] = 0.6
+    return layer, x.requires_grad_()
+
+
+def gradients(layer, x, on):
+    """The output and every gradient, x's first, by compiled passes or by torch's."""
+    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    with passes.compiled(on):
+        y = layer(x)
+        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)
+        return y, torch.autograd.grad((y * weights).sum(), wanted), type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("zero_point", ["integer", "real"])
+@pytest.mark.parametrize("slots", [LET(), LET(shift=False), Slots()], ids=["let", "scale", "bounds"])
+@pytest.mark.parametrize("case", LAYERS)
+def test_every_gradient_of_every_kind_of_layer_is_that_of_torchs_passes(case, slots, zero_point):
+    for split in (False, True) if case not in WHOLE else (False,):
+        layer, x = trainable(case, slots, weight_bits=4, act_bits=3, zero_point=zero_point, split=split)
+        y, ours, name = gradients(layer, x, True)
+        expected, theirs, _ = gradients(layer, x, False)
+        linear_halves = split and not layer.conv
+        assert name.startswith(QuantizedLayer.__name__) == (case not in NOT_WHOLE and not linear_halves)
+        assert relative(y, expected) < 1e-8
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() <= 1e-8 * max(1, b.abs().max())
+
+
+def test_gradients_reach_values_beyond_both_boundaries_and_boundaries_beyond_zero():
+    layer, x = trainable("3x3 padded", LET(), weight_bits=3, act_bits=3)
+    seen = layer.transformed_input(x)
+    lower, upper = layer._input_grid()[2:]
+    assert (seen < lower).any() and (seen > upper).any()
+    layer.act_quantizers[0].trim.data[0] = 0.95  # the lower boundary would be above zero: it is held there
+    (y, ours, _), (expected, theirs, _) = (gradients(layer, x, on) for on in (True, False))
+    assert relative(y, expected) < 1e-8
+    assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
+
+
+def test_a_boundarys_gradient_is_the_slope_of_the_loss_where_no_code_changes():
+    """By finite differences: values beyond the boundary move with it."""
+    x = torch.tensor([-3.0, -2.0, 5.0, 7.0], dtype=torch.float64)
+    lower, upper = (torch.tensor(b, dtype=torch.float64, requires_grad=True) for b in (-1.0, 2.0))
+
+    def loss(a, b):
+        return (fake_quantize(x, a, b, 4, "real") * torch.arange(1.0, 5.0, dtype=torch.float64)).sum()
+
+    with passes.compiled():
+        found = torch.autograd.grad(loss(lower, upper), (lower, upper))
+        for i, h in enumerate(torch.eye(2, dtype=torch.float64) * 1e-6):
+            slope = (loss(lower + h[0], upper + h[1]) - loss(lower - h[0], upper - h[1])) / 2e-6
+            assert found[i].item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", LAYERS)
+def test_without_gradients_values_are_equal_to_the_last_bit(case):
+    layer, x = filled(case, weight_bits=4, act_bits=4)
+    with passes.compiled():
+        ours = layer(x)
+    assert torch.equal(ours, layer(x))
+
+
+def test_a_calibration_ends_where_torchs_does_and_twice_at_the_same_bits():
+    pipe, pairs = lab.tiny(), lab.bundled("calibration", 2, 32)
+
+    def run(compiled):
+        q = lab.quantize(pipe, "W6A6")
+        work = Calibration(q, pairs, find("lbq+let"), epochs=3, batch=1, compiled=compiled)
+        list(work.run())
+        return q, work
+
+    (q, ours), (again, same_run), (_, theirs) = run(True), run(True), run(False)
+    assert same(q, again) and told(ours.records) == told(same_run.records)
+    assert q.history["compiled"] and not passes.on()
+    assert ours.records[1]["loss"] == pytest.approx(theirs.records[1]["loss"], rel=1e-3)
+    assert all(work.ends[-1]["loss"] < 0.5 * work.ends[-1]["first"] for work in (ours, theirs))
+
+
+def test_without_numba_one_sentence_and_torchs_passes(monkeypatch):
+    monkeypatch.setattr(passes, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="need numba"):
+        assert not passes.wanted(True)
+    assert not passes.wanted(False)
+
+
+def test_the_environment_asks_for_it(monkeypatch):
+    assert importlib.util.find_spec("numba") and not passes.wanted()
+    monkeypatch.setenv("PASSIONSR_COMPILED", "1")
+    assert passes.wanted() and not passes.wanted(False)
