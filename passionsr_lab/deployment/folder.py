@@ -21,7 +21,7 @@ from .packing import pack, packed_bytes, unpack
 if TYPE_CHECKING:
     import onnx
 
-DESCRIPTION, FORMAT = "deployed.json", 1
+DESCRIPTION, FORMAT = "deployed.json", 2
 NETWORKS = ("encoder", "unet", "decoder")
 INLINE = 16  # numbers of a constant that is left in the graph
 

@@ -6,15 +6,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
 from ..pipeline.identity import fingerprint
-from ..pipeline.onestep import OneStepSR
+from ..pipeline.onestep import DECIDING, OneStepSR
 from ..quantization.place import QuantizedSR, unquantize
 from ..store.keys import versions
-from ..util.compat import torchvision_importable
 from ..util.extras import required
 from ..util.files import claimed
 from .emitter import Emitter
@@ -31,7 +31,8 @@ ENDS = {"encoder": ("image", "latent"), "unet": ("latent", "noise"), "decoder": 
 class DeployedSR(OneStepSR):
     """A one-step pipeline whose three networks an engine runs in integers; its call is that of every pipeline.
 
-    Of diffusers' networks only the configurations are here: their weights are whole numbers in the engine's graphs.
+    Of diffusers' networks only the configurations are here, and of the schedule its one noise level: weights are whole
+    numbers in the engine's graphs, and diffusers itself, which takes more memory than they do, is never imported.
 
     Attributes:
         engines: by network, functions x -> y; report: what `deploy` wrote beside the weights, with a row per layer.
@@ -42,6 +43,18 @@ class DeployedSR(OneStepSR):
     def __init__(self, *parts, engines: dict, report: dict, **settings):
         super().__init__(*parts, **settings)
         self.engines, self.report = engines, report
+
+    def __setattr__(self, name: str, value) -> None:
+        """What decides the output is part of the graphs, and cannot be set later."""
+        if name not in DECIDING:
+            super().__setattr__(name, value)
+        elif name in vars(self):
+            raise ValueError(f"The {name} of a deployed model is folded into it; deploy another model for this.")
+        else:
+            nn.Module.__setattr__(self, name, value)
+
+    def _require_supported(self) -> None:
+        """`deploy` did."""
 
     def encode(self, x: Tensor) -> Tensor:
         """As `OneStepSR.encode`."""
@@ -138,9 +151,14 @@ def _described(q: QuantizedSR, emitters: dict[str, Emitter], backend: str) -> di
         "backend": backend, "bits": _weights_by_bits(emitters), "rows": rows,
         "runs": dict(Counter(row["runs"] for row in rows)),
         "float32_bytes": 4 * sum(p.numel() for p in weights), "versions": versions(),
-        "configs": {name: _config(getattr(q, name)) for name in ("unet", "vae", "scheduler")},
+        "configs": {name: _config(getattr(q, name)) for name in ("unet", "vae")},
+        "noise_level": float(q.scheduler.alphas_cumprod[q.timestep]),
         "prompt": list(q.prompt_embedding.shape),
     }  # fmt: skip
+
+
+def _config(network: nn.Module) -> dict:
+    return {key: value for key, value in network.config.items() if not key.startswith("_")}
 
 
 def _weights_by_bits(emitters: dict[str, Emitter]) -> dict[str, int]:
@@ -149,10 +167,6 @@ def _weights_by_bits(emitters: dict[str, Emitter]) -> dict[str, int]:
     for codes in (c for e in emitters.values() for c in e.codes.values()):
         found[str(codes.bits)] += codes.codes.numel()
     return dict(sorted(found.items()))
-
-
-def _config(part) -> dict:
-    return {"class": type(part).__name__} | {k: v for k, v in dict(part.config).items() if not k.startswith("_name")}
 
 
 def save_onnx(part: Part, path: Path) -> None:
@@ -212,17 +226,12 @@ def _risky_rows(description: dict) -> list[str]:
 
 
 def _pipeline(description: dict, engines: dict) -> DeployedSR:
-    torchvision_importable()
-    import diffusers
-
-    made: dict[str, nn.Module] = {}
-    for name, config in description["configs"].items():
-        kind = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}.get(name, config["class"])
-        with torch.device("meta" if name != "scheduler" else "cpu"):
-            made[name] = getattr(diffusers, kind).from_config({k: v for k, v in config.items() if k != "class"})
+    networks = [SimpleNamespace(config=SimpleNamespace(**description["configs"][name])) for name in ("unet", "vae")]
+    timestep = description["timestep"]
+    schedule = SimpleNamespace(alphas_cumprod={timestep: torch.tensor(description["noise_level"])})
     pipe = DeployedSR(
-        made["unet"], made["vae"], made["scheduler"], torch.zeros(description["prompt"]), description["timestep"],
-        description["upscale"], None, description["model"], engines=engines, report=description,
+        *networks, schedule, torch.zeros(description["prompt"]), timestep, description["upscale"], None,
+        description["model"], engines=engines, report=description,
     )  # fmt: skip
     pipe.tile = description["tile"]
     return pipe

@@ -79,6 +79,10 @@ class OneStepSR(nn.Module):
                 _require_supported(self.name, **{key: there[key] for key in DECIDING})
         super().__setattr__(name, value)
 
+    def _require_supported(self) -> None:
+        """A configuration may have been changed in its place."""
+        _require_supported(self.name, **{key: getattr(self, key) for key in DECIDING})
+
     # -- the three steps ------------------------------------------------------------------------------------------
 
     def encode(self, x: Tensor) -> Tensor:
@@ -173,7 +177,7 @@ class OneStepSR(nn.Module):
         `keep` is how "adain", which must see the whole picture before it changes any of it, holds it meanwhile.
         """
         require_fix(colour)
-        _require_supported(self.name, **{key: getattr(self, key) for key in DECIDING})
+        self._require_supported()
         tiling = self._tiling(tiling, len(lr) * lr.shape[-2], lr.shape[-1])
         size = [n * self.upscale for n in lr.shape[-2:]]
         strips = ((strip.float() / 2 + 0.5).clamp(0, 1) for strip in cropped(decoded(self, lr, tiling), *size))

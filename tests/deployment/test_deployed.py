@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,6 +192,16 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_written(calibrate
     assert not place.exists()
 
 
+def test_running_it_needs_none_of_diffusers(deployed):
+    code = f"""
+import sys, torch, passionsr_lab as lab
+lab.load_deployed({str(deployed()[0])!r})(torch.rand(3, 16, 16))
+assert not {{"diffusers", "transformers"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_deployed_pipeline_refuses_what_it_cannot_do(deployed):
     pipe = lab.load_deployed(deployed()[0], "onnxruntime")
     for work in (lambda: lab.quantize(pipe, "W6A6"), lambda: pipe.save("x")):
@@ -197,5 +209,8 @@ def test_a_deployed_pipeline_refuses_what_it_cannot_do(deployed):
             work()
     with refused("multiples of"):
         pipe.encode(torch.zeros(1, 3, 31, 32))
+    for name, value in (("timestep", 499), ("upscale", 2), ("unet", pipe.vae)):
+        with refused(f"The {name} of a deployed model is folded into it"):
+            setattr(pipe, name, value)
     with refused("one prompt embedding"):
         pipe.noise(torch.zeros(1, 4, 16, 16), torch.ones(1, 5, 12))
