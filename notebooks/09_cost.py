@@ -5,10 +5,12 @@
 # them at 8, 6 and 4 bits (the paper's Tables 1 and 3)?
 #
 # **What you will see.** Both tables counted anew from the full-size architecture, beside the printed figures; the exact
-# count that also sees attention products, exceptions and the quantizers' own numbers; size against bits. About 20 seconds
-# on one CPU core; no weights, no download: everything runs on the meta device, where tensors have shapes and no values.
+# count that also sees attention products, exceptions and the quantizers' own numbers; size against bits; where the time
+# of a calibration goes. About 20 seconds on one CPU core; no weights, no download: everything runs on the meta device,
+# where tensors have shapes and no values.
 #
-# Bits here are **theoretical**: a size is what the numbers take when packed; operations say nothing of seconds.
+# Bits here are **theoretical**: a size is what the numbers take when packed; operations say nothing of seconds, which are
+# those of calibrations, never of a simulated model at work.
 
 # %%
 from dataclasses import replace
@@ -20,6 +22,7 @@ from passionsr_lab import plots
 from passionsr_lab.analysis.bitcost import paper_cost, recipe_cost
 from passionsr_lab.analysis.cost import count
 from passionsr_lab.analysis.paper import table1, table3
+from passionsr_lab.bench.calibrate import step_ratios, whole_runs
 from passionsr_lab.evaluation import tables
 from passionsr_lab.fullsize.sd21 import architecture
 from passionsr_lab.tools.notebooks import figures_folder
@@ -28,6 +31,7 @@ from passionsr_lab.tools.notebooks import figures_folder
 MODEL = "sd21"  # the full size; or "tiny", or a model folder, of which only the configuration is read
 SIZE = 512  # edge of the image that comes out
 RECIPES = ("W8A8", "W6A6", "W4A4")
+REPORTS = ("2026-11-29_calibrate_before", "2026-11-29_calibrate")  # of the time of calibrations
 FIGURES = figures_folder()
 
 # %%
@@ -141,6 +145,25 @@ size = plots.curves(
 )  # fmt: skip
 plots.save(size, "09_size", FIGURES)
 size
+
+# %% [markdown]
+# ## Where the time of a calibration goes
+# Two committed reports of `passionsr-lab bench calibrate` (embedded model, 16 crops, PassionSR at W6A6, one thread of one
+# machine): before and after the layers' forward passes were kept and losses went through in batches, then with passes that
+# numba compiles (`calibrate --compiled`). A calibration cannot be quicker than steps in float; the table has what its
+# steps cost over those, in processor time.
+
+# %%
+spent = whole_runs(*REPORTS)
+time = plots.shares(
+    spent, "CPU seconds", "Where the time of a calibration goes",
+    caption={"model": "tiny", "widths": "W6A6", "method": "passionsr", "n": "one run each"},
+)  # fmt: skip
+plots.save(time, "09_calibration", FIGURES)
+time
+
+# %%
+step_ratios(REPORTS[-1]).round(2)
 
 # %% [markdown]
 # ## What this showed

@@ -8,12 +8,15 @@ activations' alone, the weights being kept, one without.
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +36,10 @@ from ..store.keys import versions
 from ..util.machine import processor
 from ..util.memory import Peak, resident
 
-EVENTS = ("start", "step", "end")
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+EVENTS = {"start": "targets, inputs, first losses", "step": "steps", "end": "last losses, line search"}
 COMPILED = " compiled"  # of a kind's name
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
@@ -270,6 +276,37 @@ def _descend(run: Callable[[Tensor], Tensor], x: Tensor, target: Tensor, optimiz
         optimizer.step()
     x.grad = None
     x.requires_grad_(False)
+
+
+def whole_runs(*reports: str) -> DataFrame:
+    """CPU seconds of the whole calibrations in committed reports, by what they went into; a row per report and kind of
+    passes.
+
+    Example:
+        >>> whole_runs("2026-11-25_calibrate").round().loc["2026-11-25_calibrate, torch", "steps"]
+        33.0
+    """
+    import pandas as pd
+
+    rows = {}
+    for name in reports:
+        records = _report(name)["records"]
+        spent = next(record["cpu_seconds"] for record in records if record["step"] == "whole")
+        for own, passes in (("", "torch"), (COMPILED, "compiled")):
+            if "step" + own in spent:
+                rows[f"{name}, {passes}"] = {what: spent[event + own] for event, what in EVENTS.items()}
+    return pd.DataFrame(rows).T.rename_axis("run")
+
+
+def step_ratios(report: str) -> DataFrame:
+    """What steps cost over their fair base in a committed report: a row per module, a column per kind of step."""
+    import pandas as pd
+
+    return pd.DataFrame(_report(report)["ratios"]).T.rename_axis("module")
+
+
+def _report(name: str) -> dict:
+    return json.loads((Path(__file__).parent / "reports" / f"{name}.json").read_text())
 
 
 def _whole(options: Steps) -> dict:

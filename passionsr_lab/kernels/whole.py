@@ -130,7 +130,7 @@ class State:
             zero = torch.from_numpy(self.zero.repeat(weight[0, 0].numel()))
             more = torch.mv(weight.flatten(1), zero)
             return weight, more if plan.bias is None else plan.bias + more
-        rows, out = array(weight).reshape(len(weight), -1), torch.empty_like(weight)
+        rows, out = array(weight).reshape(len(weight), -1), torch.empty(weight.shape, dtype=weight.dtype)
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
         self.ends, levels = [], self.scale.dtype.type(2**plan.of_weight.bits - 1)
         for half, trim in zip(self.halves, self.trims[len(self.halves) :]):

@@ -183,7 +183,8 @@ class QuantLayer(Quantized):
         """Whether the layer is one compiled function of scale, shift and boundaries, which are being trained."""
         boundaries = (*self.act_quantizers, *self.weight_quantizers)
         return (
-            compiled.on(x, self.layer.weight) and torch.is_grad_enabled() and self.alignment is None
+            compiled.on(x, self.layer.weight) and x.dtype == self.layer.weight.dtype
+            and torch.is_grad_enabled() and self.alignment is None
             and self._weight_fusible and self.groups == 1 and (self.conv or len(self.sizes) == 1)
             and all(type(q) is BoundaryQuantizer for q in boundaries)
             and (not self.padded or self.layer.padding_mode == "zeros")

@@ -63,6 +63,16 @@ def test_gradients_reach_values_beyond_both_boundaries_and_boundaries_beyond_zer
     assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
 
 
+def test_any_memory_format_gives_the_same():
+    layer, x = trainable("3x3 padded", LET(), weight_bits=4, act_bits=4, split=True)
+    expected, theirs, _ = gradients(layer, x, False)
+    layer.layer.weight.data = layer.layer.weight.data.to(memory_format=torch.channels_last)
+    x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    y, ours, _ = gradients(layer, x, True)
+    assert not (x.is_contiguous() or layer.layer.weight.is_contiguous()) and relative(y, expected) < 1e-8
+    assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
+
+
 def test_a_boundarys_gradient_is_the_slope_of_the_loss_where_no_code_changes():
     """By finite differences: values beyond the boundary move with it."""
     x = torch.tensor([-3.0, -2.0, 5.0, 7.0], dtype=torch.float64)
