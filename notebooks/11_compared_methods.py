@@ -26,6 +26,7 @@ from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import tables
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
 from passionsr_lab.tools.notebooks import figures_folder
+from passionsr_lab.widgets import follow
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -75,7 +76,7 @@ def calibrated(method):
     return q, before or after, after
 
 
-models = {name: calibrated(name) for name in METHODS}
+models = {name: calibrated(name) for name in follow(METHODS, len(METHODS), "models", knobs="EPOCHS or PAIRS")}
 label = {name: lab.METHODS[name].label for name in METHODS}
 caption = {"model": MODEL, "recipe": RECIPE, "layer": LAYER}
 caption |= {

@@ -99,6 +99,7 @@ class CalibrationBench(VBox):
         self.status = HTML("Ready.", layout=Layout(height="24px"))
         self.picture = Image(format="png", layout=Layout(height="330px", max_width="100%", object_fit="contain"))
         self.picture.layout.object_position = "left top"
+        self.picture.layout.visibility = "hidden"  # until there is one: a browser marks an empty picture as broken
         self.table, self.slider = HTML(), HTML()
         buttons = [self.go, self.halt, self.further, self.integers]
         controls = [*[self.row] * bool(self.rows), *self.controls.values(), *buttons]
@@ -293,6 +294,7 @@ class CalibrationBench(VBox):
         caption = {"model": self.pipe.name, "modules": ", ".join(asked["recipe"].modules)}
         caption |= {k: asked[k] for k in ("pairs", "epochs", "batch", "seed")} | {"one": "run"}
         self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label, caption=caption))
+        self.picture.layout.visibility = "visible"
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"

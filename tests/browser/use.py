@@ -124,7 +124,8 @@ def _changed(notebook: Notebook, before: str, act, name: str) -> float:
 
 
 def _run_and_stop(notebook: Notebook, index: int) -> list[str]:
-    """Settings by keyboard, then the first button; when pictures have come, Stop, after which all is as before."""
+    """Settings by keyboard, then the first button; when pictures have come, Stop; then Continue, and Interrupt Kernel.
+    After both all is as before."""
     browser = notebook.browser
     start = browser.evaluate("lab.controls.findIndex(e => lab.kind(e) === 'button')")
     stop = browser.evaluate("lab.number('Stop')")
@@ -151,11 +152,13 @@ def _run_and_stop(notebook: Notebook, index: int) -> list[str]:
     browser.click(f"lab.controls[{further}]")
     browser.wait(f"!lab.controls[{stop}].disabled", CHANGE, "going on")
     _changed(notebook, browser.evaluate("lab.picture()"), lambda: None, "the picture after Continue")
-    browser.click(f"lab.controls[{stop}]")
-    browser.wait(f"lab.controls[{stop}].disabled && !lab.controls[{start}].disabled", STOP, "stopping again")
+    notebook.choose("Kernel", "Interrupt Kernel")
+    interrupted = time.monotonic()
+    browser.wait(f"lab.controls[{stop}].disabled && !lab.controls[{start}].disabled", STOP, "the interrupt")
     return [
         f"first picture after {first:.1f} s, the next {second:.1f} s later: {running}",
         f"stopped in {took:.1f} s, {pressed - begun:.0f} s after the start: {said}",
+        f"continued, and interrupted in {time.monotonic() - interrupted:.1f} s: {browser.evaluate('lab.text()')}",
     ]
 
 
