@@ -6,7 +6,7 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
-# make lowbits   every method at 4 bits, three seeds: figures/low_bits.csv (about an hour)
+# make lowbits   every method at 6, 4 and 2 bits, three seeds: figures/low_bits.csv (about an hour and a half)
 # make mixed     a recipe of mixed widths beside W4A4, three seeds: figures/mixed.csv (about half an hour)
 PYTHON ?= python3
 VENV := .venv
@@ -49,7 +49,7 @@ ablation: $(READY)
 
 LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
 lowbits: $(READY)
-	$(BIN)/python -m passionsr_lab compare --recipes W4A4 --methods $(LOW) --seeds 3 --jobs 2 --csv figures/low_bits.csv
+	$(BIN)/python -m passionsr_lab compare --recipes W6A6,W4A4,W2A2 --methods $(LOW) --seeds 3 --jobs 2 --csv figures/low_bits.csv
 
 MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
 mixed: $(READY)
