@@ -283,8 +283,8 @@ def whole_runs(*reports: str) -> DataFrame:
     passes.
 
     Example:
-        >>> whole_runs("2026-11-25_calibrate").round().loc["2026-11-25_calibrate, torch", "steps"]
-        33.0
+        >>> round(whole_runs("2026-11-25_calibrate").steps["2026-11-25_calibrate, torch"])
+        33
     """
     import pandas as pd
 
