@@ -66,6 +66,12 @@ class Activations:
             self._entering[segment] = self.map(before, self.entering(before))
         return self._entering[segment]
 
+    def keep(self, count: int) -> None:
+        """Forgets all pictures but the first so many."""
+        first = lambda held: [held[i] for i in range(min(count, len(held)))]
+        self.inputs, self.full = first(self.inputs), {name: first(held) for name, held in self.full.items()}
+        self._entering.clear()
+
     def changed(self, segment: str) -> None:
         """Tells that a segment's quantizers have changed: what was computed behind it no longer holds."""
         first = 0 if segment == "all" else MODULES.index(segment)

@@ -290,8 +290,13 @@ class Calibration:
         modules = [m for m in MODULES if m in self.q.recipe.modules]
         return {m: task(Stage(m, ("none",)), None, self.data).mean_loss(self.batch) for m in modules}
 
-    def finish(self) -> None:
-        """Gives the segments that a stopped run never reached their ranges and start: the pipeline then works."""
+    def finish(self, pairs: int | None = None) -> None:
+        """Gives the segments that a stopped run never reached their ranges and start: the pipeline then works.
+
+        From the first `pairs` alone it is quicker; this calibration cannot go on then, but one from a saved state can.
+        """
+        if pairs is not None:
+            self.data.keep(pairs)
         self.observe()
 
     def _finish_history(self) -> None:

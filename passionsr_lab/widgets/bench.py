@@ -31,6 +31,7 @@ from .picture import menu, slider
 
 _benches: weakref.WeakSet = weakref.WeakSet()  # a new one ends what the others run
 COLUMNS = ("event", "module", "stage", "step", "of", "loss")
+SETTLING = 2  # pairs that give a stopped run's other layers their ranges
 
 
 def planned(work: Calibration) -> list[dict]:
@@ -257,7 +258,7 @@ class CalibrationBench(VBox):
         if not self._kept.exists():
             return self._say("Stopped before the first record; there is no model yet.")
         work = self._begun()
-        work.finish()
+        work.finish(SETTLING)
         self._draw()
         self.quantized = work.q
         self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
