@@ -44,7 +44,7 @@ class Task:
         return sum(terms[1:], terms[0])
 
     @torch.no_grad()
-    def mean_loss(self, batch: int = 1) -> float:
+    def mean_loss(self, batch: int) -> float:
         """The mean of all pairs' losses, `batch` of them at a time going through the model."""
         found = []
         for rows in batches(range(len(self.inputs)), self.shapes(), batch):

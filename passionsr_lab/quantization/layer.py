@@ -190,6 +190,14 @@ class QuantLayer(Quantized):
             and (not self.padded or self.layer.padding_mode == "zeros")
         )  # fmt: skip
 
+    @property
+    def _convolution(self) -> Convolution | None:
+        """The convolution's settings; None of a linear layer."""
+        if not self.conv:
+            return None
+        padding = tuple(self.layer._reversed_padding_repeated_twice[::-2])
+        return Convolution(self.layer.stride, padding, self.layer.dilation, self.groups)
+
     def _compiled(self, x: Tensor) -> Tensor:
         """The layer's output by `whole.QuantizedLayer`."""
         from ..kernels.whole import Plan, QuantizedLayer
@@ -199,25 +207,27 @@ class QuantLayer(Quantized):
         trained = [*trims[len(self.sizes) :], *(() if let is None else let.parameters())]
         kept = not any(p.requires_grad for p in trained)
         weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
-        conv = None
-        if self.conv:
-            padding = layer._reversed_padding_repeated_twice[::-2]
-            conv = Convolution(layer.stride, tuple(padding), layer.dilation, 1)
         grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
         reach = None if let is None else let.reach
         plan = Plan(
-            weight, bias, kept, reach, *self.range.require(self.name), self.padded, tuple(self.sizes), conv, *grids
+            weight,
+            bias,
+            kept,
+            reach,
+            *self.range.require(self.name),
+            self.padded,
+            tuple(self.sizes),
+            self._convolution,
+            *grids,
         )
         log_scale, offset = (None, None) if let is None else (let.log_scale, let.offset)
         return QuantizedLayer.apply(x, log_scale, offset, plan, *(trims[: len(self.sizes)] if kept else trims))
 
     def _fused(self, x: Tensor, trained: tuple[Tensor, Tensor | None] | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`; weight and bias if they may be trained."""
-        conv = None
-        if self.conv:
-            zeros = self.layer.padding_mode == "zeros"
-            x, padding = (x, self.layer._reversed_padding_repeated_twice[::-2]) if zeros else (self.pad(x), (0, 0))
-            conv = Convolution(self.layer.stride, tuple(padding), self.layer.dilation, self.groups)
+        conv = self._convolution
+        if conv is not None and self.layer.padding_mode != "zeros":
+            x, conv = self.pad(x), conv._replace(padding=(0, 0))
         grid = Grid(self.setting.act_bits, self.setting.zero_point)
         inputs = self.transform, self.act_quantizers, self.range
         if trained is not None:
