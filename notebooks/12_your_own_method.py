@@ -6,7 +6,7 @@
 #
 # **What you will see.** Three things to write, in one cell of under 60 lines: a quantizer that begins at percentiles
 # instead of minimum and maximum, a learned offset of the weights' rounding, and the stages that train them. Then the
-# method runs against MaxMin, LET, LBQ + LET and PassionSR, with three seeds.
+# method runs against MaxMin, LET and PassionSR, with three seeds.
 #
 # **How long.** Two to three minutes on one core; under a minute once the store holds the models. No download.
 #
@@ -32,7 +32,7 @@ from passionsr_lab.tools.notebooks import figures_folder
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
 RECIPE = "W4A4"
-OTHERS = ["maxmin", "let", "lbq+let", "passionsr"]
+OTHERS = ["maxmin", "let", "passionsr"]
 WEIGHTS, ACTIVATIONS = 0.999, 0.99  # the percentiles, as parts of 1, at which the own method begins
 RATES = {"transform": 3e-2, "clip": 2e-2, "offset": 5e-2}  # of Adam: log scale; part of the range; step of the grid
 PAIRS, SIZE, EPOCHS, BATCH = 8, 64, 2, 2  # of all methods' calibrations

@@ -19,6 +19,7 @@ from ..imaging.pairs import Pair
 from ..imaging.psnr import psnr_rgb
 from ..methods import DEFAULT, METHODS
 from ..pages.compare import Comparison, described, seconds
+from ..pipeline.identity import fingerprint
 from ..pipeline.onestep import OneStepSR
 from ..plots.training import STAGES
 from ..quantization.place import QuantizedSR, quantize
@@ -85,7 +86,7 @@ class CalibrationBench(VBox):
         self.options = {"epochs": 2, "batch": 4, "seed": 0} | options
         self.tests, self.full = [p.lr for p in tests], None
         self.records, self.quantized, self.deployed, self.error = list(records), None, None, None
-        self.runs, self.outputs = [], {}
+        self.runs, self.outputs, self._drawn = [], {}, 0  # _drawn: how many records the picture has
         self._stopping, self._thread = threading.Event(), None
         self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), {}
         self.controls = _controls(recipe, methods, method, self.options.pop("epochs"), len(self.pairs))
@@ -147,7 +148,7 @@ class CalibrationBench(VBox):
         if not self.running:
             self._kept.unlink(missing_ok=True)
             self._settings = self.settings
-            self.records = []
+            self.records, self._drawn = [], 0
             self._launch(self._calibrating)
 
     def resume(self) -> None:
@@ -224,6 +225,7 @@ class CalibrationBench(VBox):
         asked, q = self._settings, quantize(self.pipe, self._settings["recipe"])
         pairs, method = self.pairs[: asked["pairs"]], METHODS[asked["method"]]
         work = Calibration(q, pairs, method, epochs=asked["epochs"], **self.options)
+        work.identity = fingerprint(self.pipe)
         if self._kept.exists():
             checkpoint.resume(work, self._kept)
         return work
@@ -259,8 +261,9 @@ class CalibrationBench(VBox):
             return self._say("Stopped before the first record; there is no model yet.")
         work = self._begun()
         work.finish(SETTLING)
-        self._draw()
         self.quantized = work.q
+        if self._drawn < len(self.records):
+            self._draw()
         self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
 
     def _reached(self, model: QuantizedSR | DeployedSR) -> str:
@@ -296,6 +299,7 @@ class CalibrationBench(VBox):
         caption |= {k: asked[k] for k in ("pairs", "epochs", "batch", "seed")} | {"one": "run"}
         self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label, caption=caption))
         self.picture.layout.visibility = "visible"
+        self._drawn = len(self.records)
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"
