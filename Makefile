@@ -1,13 +1,13 @@
 # make figures   everything from nothing: environment, executed notebooks, figures/
 # make test      the same environment; lint, tests, notebooks
 # make lab       JupyterLab on the notebooks
-# make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about 15
-#                minutes on 2 cores); screenshots in build/browser/
+# make browser   every notebook run and every widget used in a headless Chromium, which must be installed (about half
+#                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
-# make lowbits   every method at 6, 4 and 2 bits, three seeds: figures/low_bits.csv (about an hour and a half)
-# make mixed     a recipe of mixed widths beside W4A4, three seeds: figures/mixed.csv (about half an hour)
+# make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv (about two and a half hours)
+# make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,13 +49,16 @@ ablation: $(READY)
 
 LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
 lowbits: $(READY)
-	$(BIN)/python -m passionsr_lab compare --recipes W6A6,W4A4,W2A2 --methods $(LOW) --seeds 3 --jobs 2 --csv figures/low_bits.csv
+	$(BIN)/python -m passionsr_lab compare --recipes W8A8,W6A6,W4A4,W3A3,W2A2 --methods $(LOW) --seeds 3 --jobs 2 \
+	    --csv figures/low_bits.csv
 
 MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
 mixed: $(READY)
 	$(BIN)/python -m passionsr_lab mixed --budget bit_operations=2.94e12 --name "mixed 4" --out figures/mixed_4.json
-	$(BIN)/python -m passionsr_lab compare --recipes W4A4,figures/mixed_4.json --methods $(MIXED) --seeds 3 --jobs 2 \
-	    --csv figures/mixed.csv
+	$(BIN)/python -m passionsr_lab mixed --widths 2,3,4,6,8 --budget bit_operations=1.35e12 --name "mixed 2" \
+	    --out figures/mixed_2.json
+	$(BIN)/python -m passionsr_lab compare --recipes W4A4,figures/mixed_4.json,W2A2,figures/mixed_2.json \
+	    --methods $(MIXED) --seeds 3 --jobs 2 --csv figures/mixed.csv
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

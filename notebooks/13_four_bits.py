@@ -40,10 +40,9 @@ RECIPES = ["W4A4", "W3A3", "W2A2"]
 PAIRS, SIZE, EPOCHS, BATCH, SEED = 4, 64, 1, 4, 0  # short: 12 steps of RPQ and 6 of ET at each width
 TESTS, TEST_SIZE = 4, 128  # test crops and their HR pixels
 PICTURE, BOX = "chelsea_0", (32, 32, 64, 64)  # the test crop that is shown, and where
-COMMITTED, MIXED = (
-    "low_bits",
-    "mixed",
-)  # figures/low_bits.csv (means over seeds) and figures/low_bits_runs.csv (every run)
+COMMITTED, MIXED = "low_bits", "mixed"  # figures/NAME.csv (means over seeds) and NAME_runs.csv (every run)
+BASES = {"mixed 4": "W4A4", "mixed 2": "W2A2"}  # figures/mixed_4.json, mixed_2.json, and what each stands beside
+ORDER = ["W8A8", "W6A6", "mixed 4", "W4A4", "W3A3", "mixed 2", "W2A2"]
 FIGURES = figures_folder()
 
 # %%
@@ -223,34 +222,38 @@ scores = None if runs is None else runs.pivot_table(["psnr_fp", "psnr_y"], "labe
 None if scores is None else scores.round(2)
 
 # %% [markdown]
-# A recipe need not give every layer the same bits. *mixed 4* was chosen by `passionsr-lab mixed`, on calibration pictures:
-# 4, 6 or 8 bits for each layer, so that the errors that layers cause alone add up to least within a budget of bit
-# operations (`analysis.budget`, an integer program; `make mixed` has the budget). Its price for a picture of 512 pixels
-# beside those of equal widths, and what it brings each method: the difference to W4A4 with equal seeds and its 95 %
-# interval.
+# A recipe need not give every layer the same bits. *mixed 4* and *mixed 2* were chosen by `passionsr-lab mixed`, on
+# calibration pictures: bits for each layer, so that the errors that layers cause alone add up to least within a budget of
+# bit operations (`analysis.budget`, an integer program; `make mixed` has the budgets). Their price for a picture of 512
+# pixels between those of equal widths, and what they bring each method: the difference to W4A4 and W2A2 with equal seeds
+# and its 95 % interval.
 
 # %%
-chosen = checkout() / "figures" / f"{MIXED}_4.json"
-mixed = lab.Recipe.from_dict(read_json(chosen)) if chosen.is_file() and MODEL == "tiny" else None
-if mixed is not None:
-    bits = pd.Series([mixed.bits(name)[0] for name in lab.quantize(pipe, mixed).layers])
-    print(", ".join(f"{n} layers at {b} bits" for b, n in bits.value_counts().sort_index().items()))
-    large = count(pipe, 512)
-    prices = {r.name: recipe_cost(large, r) for r in (lab.recipe("W4A4"), mixed, lab.recipe("W6A6"))}
-    prices = pd.DataFrame(prices).T[["bytes", "bit_operations", "weight_bits", "act_bits"]]
-    prices[["bytes", "bit_operations"]] /= prices.loc["W4A4", ["bytes", "bit_operations"]]
-    prices = prices.rename(columns={"bytes": "bytes / W4A4's", "bit_operations": "bit operations / W4A4's"})
-None if mixed is None else prices.astype(float).round(3)
+files = {name: checkout() / "figures" / f"{name.replace(' ', '_')}.json" for name in BASES}
+mixed = {name: lab.Recipe.from_dict(read_json(file)) for name, file in files.items() if file.is_file()}
+mixed = mixed if MODEL == "tiny" else {}
+prices, large = [], count(pipe, 512)
+for name in ORDER if mixed else []:
+    r = mixed.get(name) or lab.recipe(name)
+    bits = pd.Series([r.bits(layer)[0] for layer in lab.quantize(pipe, r).layers]).value_counts().sort_index()
+    price = recipe_cost(large, r)
+    prices.append({
+        "recipe": name, "MB": price["bytes"] / 1e6, "T bit operations": price["bit_operations"] / 1e12,
+        "bits of a weight": price["weight_bits"], "of an activation": price["act_bits"],
+        "layers": ", ".join(f"{n} at {b}" for b, n in bits.items()),
+    })  # fmt: skip
+pd.DataFrame(prices).set_index("recipe").astype(float, errors="ignore").round(2) if prices else None
 
 # %%
-gained, runs_mixed = None, committed(f"{MIXED}_runs")
-if runs_mixed is not None:
-    own = runs_mixed.replace({"method": labels})
-    means = own.pivot_table(["psnr_fp", "psnr_y"], "method", "recipe", sort=False)
-    means.columns = [", ".join(names) for names in means.columns]
-    gained = differences(own.rename(columns={"recipe": "method", "method": "recipe"}))  # of recipes, in every method
-    gained = means.join(gained.set_index("recipe")[["difference", "half_width", "seeds"]])
-None if gained is None else gained.round(2)
+gained, runs_mixed = [], committed(f"{MIXED}_runs")
+for name, base in BASES.items() if runs_mixed is not None else ():
+    own = runs_mixed[runs_mixed.recipe.isin((name, base))].replace({"method": labels})
+    means = own.pivot_table(["psnr_fp", "psnr_y"], "method", "recipe", sort=False)[["psnr_fp", "psnr_y"]]
+    means.columns = [f"{score}, {'mixed' if recipe == name else 'equal'}" for score, recipe in means.columns]
+    more = differences(own.rename(columns={"recipe": "method", "method": "recipe"}))  # of recipes, in every method
+    more = means.join(more.set_index("recipe")[["difference", "half_width", "seeds"]])
+    gained.append(pd.concat({f"{name} over {base}": more}))
+pd.concat(gained).round(2) if gained else None
 
 # %%
 whole = None
@@ -258,7 +261,7 @@ if runs is not None:
     told = {k: ", ".join(map(str, runs[k].unique())) for k in ("model", "pairs", "size", "epochs", "batch")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
     lines = runs if runs_mixed is None else pd.concat([runs, runs_mixed]).drop_duplicates(["recipe", "method", "seed"])
-    lines = lines.replace({"method": labels})
+    lines = lines.replace({"method": labels}).sort_values("recipe", key=lambda r: r.map(ORDER.index), kind="stable")
     whole = plots.ablation(lines, heading="Every method and recipe", width=plots.PAGE, caption=told)
     plots.save(whole, "13_low_bits", FIGURES)
 whole

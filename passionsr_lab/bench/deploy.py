@@ -12,6 +12,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ..deployment.folder import NETWORKS, Part, read
 from ..deployment.pipeline import EMIT, deploy, ends, engine, load_deployed, save_onnx
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair, bundled
-from ..imaging.psnr import sqnr
+from ..imaging.psnr import psnr_rgb, psnr_y, sqnr
 from ..methods import calibrate
 from ..pipeline.onestep import OneStepSR
 from ..quantization.place import QuantizedSR, quantize
@@ -43,7 +44,7 @@ from .calibrate import machine
 Run = Callable[[Tensor], Tensor]
 SIMULATED = "simulated.safetensors"
 DEPLOYED, MIXED, HALF = "deployed", "deployed, slower layers in float", "openvino bfloat16"  # routes that are no base
-ROUNDING = (1e-6, -1e-6, 3e-6)  # parts of an input by which it differs in its last bits
+PICTURES = 8  # of the test set, that whole pipelines are compared on
 NAMES = {"encoder": "vae_encoder", "unet": "unet", "decoder": "vae_decoder"}
 
 
@@ -72,10 +73,11 @@ def deploying(options: Deploying) -> Iterator[dict]:
     """Runs the benchmark.
 
     Yields:
-        "machine"; "deploy" (sizes, and the layers that run in float here); "memory", the peaks of new processes that
-        load the model and restore a picture; per network "network" with the medians `seconds` of all routes, the
-        fastest float32 one as `base`, `decibels` of the deployed model to the simulated one and, for comparison, of
-        that to itself when its input differs in the last bits, the layers that are `slower` in integers on their own
+        "machine"; "deploy" (sizes, and the layers that run in float here); "pictures", how far the deployed pipeline is
+        from the simulated one, in dB, and that from itself with torch's own convolutions in place of oneDNN's, which
+        sum in another order, both also to HR (not of random weights); "memory", the peaks of new processes that load
+        the model and restore a picture; per network "network" with the medians `seconds` of all routes, the fastest
+        float32 one as `base`, the same `decibels` of it alone, the layers that are `slower` in integers on their own
         (seconds in integers and in float; None where that was not measured), and the routes that there was no room
         for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
     """
@@ -90,6 +92,8 @@ def deploying(options: Deploying) -> Iterator[dict]:
             ready = load_deployed(folder / DEPLOYED)
             itself = report.pop("itself")
             yield _told(report, ready, options)
+            if "pictures" in report:
+                yield {"step": "pictures", "count": PICTURES} | report["pictures"]
             kinds = ("float32", DEPLOYED)
             yield {"step": "memory"} | {f"{kind}_bytes": _elsewhere(_peak, folder, options, kind) for kind in kinds}
             pipe, found = _pipe(options), []
@@ -138,14 +142,36 @@ def _prepared(folder: Path, options: Deploying) -> dict:
         pairs = [Pair("noise", torch.rand(3, 32, 32), torch.rand(3, 128, 128))]
     q = quantize(pipe, recipe_named(options.recipe))
     calibrate(q, pairs, options.method, quiet=True)
+    report = deploy(q, folder / DEPLOYED, options.backend)
     outputs, itself = {}, {}
     with torch.no_grad():
         for name in options.networks:
             x, run = _input(name, pipe, options), torch_route(name, q)
-            outputs[name] = run(x)
-            itself[name] = min(sqnr(run(x * (1 + part)), outputs[name]) for part in ROUNDING)
+            outputs[name], itself[name] = run(x), sqnr(_summed_otherwise(run, x), run(x))
     write_tensors(folder / SIMULATED, outputs)
-    return deploy(q, folder / DEPLOYED, options.backend) | {"itself": itself}
+    pictures = {} if options.model == "sd21" else {"pictures": _pictures(q, folder, options)}
+    return report | {"itself": itself} | pictures
+
+
+def _summed_otherwise(run: Run, x: Tensor) -> Tensor:
+    """The same with torch's own convolutions instead of oneDNN's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32")  # of Intel's GPUs, which this turns off besides
+        with torch.backends.mkldnn.flags(enabled=False):
+            return run(x)
+
+
+def _pictures(q: QuantizedSR, folder: Path, options: Deploying) -> dict[str, float]:
+    """Means over test pictures: dB between what the models make of them, and PSNR-Y against HR."""
+    ready, rows = load_deployed(folder / DEPLOYED), []
+    for pair in bundled("test", PICTURES, options.size // 2):
+        plain, ours = q(pair.lr), ready(pair.lr)
+        rows.append({
+            "deployed to simulated": psnr_rgb(ours, plain),
+            "simulated to itself": psnr_rgb(_summed_otherwise(q, pair.lr), plain),
+            "deployed to HR": psnr_y(ours, pair.hr), "simulated to HR": psnr_y(plain, pair.hr),
+        })  # fmt: skip
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
 
 
 def _peak(folder: Path, options: Deploying, kind: str) -> int:

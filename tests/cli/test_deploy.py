@@ -52,7 +52,9 @@ def test_the_benchmark_compares_with_the_fastest_float32_route(cli, model, monke
     code, out, _ = cli("bench", "deploy", "--json", "--report", tmp_path / "report.json")
     told = json.loads(out)
     assert code == 0 and told == json.loads((tmp_path / "report.json").read_text())
-    machine, deployed, memory, *networks = told["records"]
+    machine, deployed, pictures, memory, *networks = told["records"]
+    assert pictures["deployed to simulated"] > 25 and pictures["simulated to itself"] > 25
+    assert abs(pictures["deployed to HR"] - pictures["simulated to HR"]) < 0.1
     assert memory.keys() == {"step", "float32_bytes", "deployed_bytes"}
     assert machine["precision"] == "f32" and machine["openvino"] and deployed["bytes"] < deployed["float32_bytes"]
     assert [row["network"] for row in networks] == ["encoder", "unet", "decoder"]
