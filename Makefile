@@ -6,7 +6,7 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
-# make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv (about two and a half hours)
+# make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
 VENV := .venv
@@ -51,6 +51,8 @@ LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr
 lowbits: $(READY)
 	$(BIN)/python -m passionsr_lab compare --recipes W8A8,W6A6,W4A4,W3A3,W2A2 --methods $(LOW) --seeds 3 --jobs 2 \
 	    --csv figures/low_bits.csv
+	$(BIN)/python -m passionsr_lab compare --recipes W4A4 --methods passionsr,efficientdm --epochs 16 --seeds 3 --jobs 2 \
+	    --csv figures/low_bits_long.csv
 
 MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
 mixed: $(READY)

@@ -225,8 +225,8 @@ None if scores is None else scores.round(2)
 # A recipe need not give every layer the same bits. *mixed 4* and *mixed 2* were chosen by `passionsr-lab mixed`, on
 # calibration pictures: bits for each layer, so that the errors that layers cause alone add up to least within a budget of
 # bit operations (`analysis.budget`, an integer program; `make mixed` has the budgets). Their price for a picture of 512
-# pixels between those of equal widths, and what they bring each method: the difference to W4A4 and W2A2 with equal seeds
-# and its 95 % interval.
+# pixels between those of equal widths, also with the 16-bit branch of our `best`; and what they bring each method: the
+# difference to W4A4 and W2A2 with equal seeds and its 95 % interval.
 
 # %%
 files = {name: checkout() / "figures" / f"{name.replace(' ', '_')}.json" for name in BASES}
@@ -235,14 +235,18 @@ mixed = mixed if MODEL == "tiny" else {}
 prices, large = [], count(pipe, 512)
 for name in ORDER if mixed else []:
     r = mixed.get(name) or lab.recipe(name)
-    bits = pd.Series([r.bits(layer)[0] for layer in lab.quantize(pipe, r).layers]).value_counts().sort_index()
+    q = lab.quantize(pipe, r)
+    bits = pd.Series([r.bits(layer)[0] for layer in q.layers]).value_counts().sort_index()
     price = recipe_cost(large, r)
+    lab.METHODS["best"].slots.install(q)
+    ours = recipe_cost(large, r, branch_ranks(q))
     prices.append({
         "recipe": name, "MB": price["bytes"] / 1e6, "T bit operations": price["bit_operations"] / 1e12,
+        "MB, best": ours["bytes"] / 1e6, "T bit operations, best": ours["bit_operations"] / 1e12,
         "bits of a weight": price["weight_bits"], "of an activation": price["act_bits"],
         "layers": ", ".join(f"{n} at {b}" for b, n in bits.items()),
     })  # fmt: skip
-pd.DataFrame(prices).set_index("recipe").astype(float, errors="ignore").round(2) if prices else None
+pd.DataFrame(prices).set_index("recipe").round(2) if prices else None
 
 # %%
 gained, runs_mixed = [], committed(f"{MIXED}_runs")
