@@ -147,7 +147,8 @@ def _prepared(folder: Path, options: Deploying) -> dict:
     with torch.no_grad():
         for name in options.networks:
             x, run = _input(name, pipe, options), torch_route(name, q)
-            outputs[name], itself[name] = run(x), sqnr(_summed_otherwise(run, x), run(x))
+            outputs[name] = run(x)
+            itself[name] = sqnr(_summed_otherwise(run, x), outputs[name])
     write_tensors(folder / SIMULATED, outputs)
     pictures = {} if options.model == "sd21" else {"pictures": _pictures(q, folder, options)}
     return report | {"itself": itself} | pictures

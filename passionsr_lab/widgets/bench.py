@@ -86,7 +86,7 @@ class CalibrationBench(VBox):
         self.options = {"epochs": 2, "batch": 4, "seed": 0} | options
         self.tests, self.full = [p.lr for p in tests], None
         self.records, self.quantized, self.deployed, self.error = list(records), None, None, None
-        self.runs, self.outputs, self._drawn = [], {}, 0  # _drawn: how many records the picture has
+        self.runs, self.outputs = [], {}
         self._stopping, self._thread = threading.Event(), None
         self._folder, self._settings = tempfile.TemporaryDirectory(prefix="bench-"), {}
         self.controls = _controls(recipe, methods, method, self.options.pop("epochs"), len(self.pairs))
@@ -148,7 +148,7 @@ class CalibrationBench(VBox):
         if not self.running:
             self._kept.unlink(missing_ok=True)
             self._settings = self.settings
-            self.records, self._drawn = [], 0
+            self.records = []
             self._launch(self._calibrating)
 
     def resume(self) -> None:
@@ -242,7 +242,7 @@ class CalibrationBench(VBox):
                 if before is None:
                     before, start = count - 1, time.monotonic()
                 self.records, self.bar.value = plan + work.records, count
-                if record["event"] != "step" or record["step"] % self.every == 0:
+                if self._due(record):
                     self._say(_progress(record, time.monotonic() - start, count - before, work.total - before))
                     self._draw()
         except Stopped:
@@ -255,6 +255,10 @@ class CalibrationBench(VBox):
         self._say("Done; " + self._reached(work.q))
         return True
 
+    def _due(self, record: dict) -> bool:
+        """Whether the picture is drawn anew after this record."""
+        return record["event"] != "step" or record["step"] % self.every == 0
+
     def _settle(self) -> None:
         """A pipeline that works, out of the state after the last record."""
         if not self._kept.exists():
@@ -262,7 +266,7 @@ class CalibrationBench(VBox):
         work = self._begun()
         work.finish(SETTLING)
         self.quantized = work.q
-        if self._drawn < len(self.records):
+        if not self._due(self.records[-1]):
             self._draw()
         self._say(f"Stopped after {len(work.records)} of {work.total} records; the model is in `quantized`.")
 
@@ -299,7 +303,6 @@ class CalibrationBench(VBox):
         caption |= {k: asked[k] for k in ("pairs", "epochs", "batch", "seed")} | {"one": "run"}
         self.picture.value = plots.png(calibration_figure(self.records, asked["recipe"].name, label, caption=caption))
         self.picture.layout.visibility = "visible"
-        self._drawn = len(self.records)
 
     def _say(self, text: str) -> None:
         self.status.value = f"<span role='status'>{text}</span>"
