@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "stage": int, "step": int, "first": float, "optimizer": (dict, type(None)), "tensors": dict, "before": dict,
-    "ends": list, "records": list, "cost": dict,
+    "mean": dict, "ends": list, "records": list, "cost": dict,
 }  # fmt: skip
 
 
@@ -28,8 +28,8 @@ def save(run: Calibration, path: str | Path) -> None:
     run._begin()
     content = {
         "stage": run.stage, "step": run.step, "first": run.first, "optimizer": run.optimizer_state,
-        "tensors": state(run.q), "before": run.before, "ends": run.ends, "records": run.records, "cost": run.cost,
-        "settings": settings(run),
+        "tensors": state(run.q), "before": run.before, "mean": run.mean, "ends": run.ends,
+        "records": run.records, "cost": run.cost, "settings": settings(run),
     }  # fmt: skip
     write_checkpoint(path, content)
 
@@ -48,7 +48,7 @@ def resume(run: Calibration, path: str | Path) -> None:
         raise ValueError(f"{path} is damaged; delete it to start anew.")
     load_state(run.q, content["tensors"])
     run.stage, run.step, run.first = content["stage"], content["step"], content["first"]
-    run.optimizer_state, run.before = content["optimizer"], content["before"]
+    run.optimizer_state, run.before, run.mean = content["optimizer"], content["before"], content["mean"]
     run.ends, run.records, run.cost = content["ends"], content["records"], content["cost"]
 
 
@@ -60,7 +60,7 @@ def _sound(run: Calibration, content: dict) -> bool:
     if begun is not None and begun.keys() != {"state", "param_groups"}:
         return False
     shapes = {key: tensor.shape for key, tensor in slot_tensors(run.q).items()}
-    for saved in filter(None, (content["tensors"], content["before"])):
+    for saved in filter(None, (content["tensors"], content["before"], content["mean"])):
         if saved.keys() != shapes.keys() or not all(_fits(saved[key], shape) for key, shape in shapes.items()):
             return False
     there = 0 <= stage <= len(run.stages) and content["step"] >= 0 and (ends == stage if run.stages else ends <= 1)

@@ -50,7 +50,7 @@ class Calibration:
         rates: learning rates by tag, in place of some of the method's.
         lean: saves memory for full-size models (see `Activations`); the numbers are the same.
         compiled: whether the CPU's passes are compiled by numba, which is quicker; sums are done in another order then.
-            By default as `$PASSIONSR_COMPILED` says.
+            By default as `$PASSIONSR_COMPILED` says, else where numba is.
 
     Raises:
         ValueError: no pairs, an image alone or swapped with its original, a pipeline that is not quantized or in
@@ -82,6 +82,7 @@ class Calibration:
         self.begun, self.identity = False, None
         self.optimizer_state: dict | None = None
         self.before: dict = {}
+        self.mean: dict = {}  # of the states after the last steps of the stage at work
 
     @property
     def total(self) -> int:
@@ -167,7 +168,11 @@ class Calibration:
             self.data.changed(stage.segment)
             self.step += 1
             self.optimizer_state = optimizer.state_dict()
+            self._average(self.step - round((1 - self.method.average) * len(steps)))
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
+        if self.mean:
+            load_state(self.q, self.mean)
+            self.mean = {}
         last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(self.batch), 1.0)
         self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
@@ -183,6 +188,12 @@ class Calibration:
         before, at = self.stages[self.stage - 1]
         same = replace(before, train=stage.train, epochs=stage.epochs) == stage and at == block
         return self.ends[-1]["loss"] if same else None
+
+    def _average(self, count: int) -> None:
+        """Takes the state into the mean of a stage's last steps, of which this is the first, second, ..."""
+        if count > 0:
+            now = state(self.q)
+            self.mean = {k: _between(self.mean[k], now[k], 1 / count) for k in now} if count > 1 else now
 
     def _backtrack(self, work: Task) -> tuple[float, float]:
         """Goes back along the stage's way until the loss is below the stage's first: that loss, the step length.

@@ -95,6 +95,7 @@ class Method:
             before, taken when a segment's turn comes.
         rates: learning rates of Adam by tag; they fall by a cosine to 5 %.
         backtrack: whether a stage that would end above its start goes back along its way.
+        average: a stage ends in the mean of the states after its last steps, this part of them; at 0 in its last state.
     """
 
     name: str
@@ -105,10 +106,13 @@ class Method:
     observe: str = "float"
     rates: Mapping[str, float] = field(default_factory=lambda: RATES, hash=False)
     backtrack: bool = True
+    average: float = 0.0
 
     def __post_init__(self):
         if self.observe not in ("float", "quantized"):
             raise ValueError(f"Ranges are observed behind 'float' or 'quantized' modules, not {self.observe!r}.")
+        if not 0 <= self.average <= 1:
+            raise ValueError(f"A method averages a part of a stage's steps, from 0 to 1, not {self.average!r}.")
         missing = {tag for stage in self.stages for tag in stage.train} - self.rates.keys()
         if missing:
             raise ValueError(f"The method {self.name!r} trains {min(missing)!r} and gives no learning rate for it.")
@@ -127,4 +131,5 @@ class Method:
         return {
             "name": self.name, "slots": slots, "stages": [asdict(stage) for stage in self.stages],
             "observe": self.observe, "rates": dict(self.rates), "backtrack": self.backtrack,
+            "average": self.average,
         }  # fmt: skip

@@ -34,7 +34,10 @@ from .terminal import stopping
 @click.option("--rates", type=RATES, help="learning rates, like transform=0.03,bounds=0.5")
 @click.option("--device", default="cpu", type=DEVICE, help="like cuda")
 @click.option("--lean", is_flag=True, help="less memory for more time: gradient checkpoints, one module on the device")
-@click.option("--compiled", is_flag=True, default=None, help="passes compiled by numba: quicker, other last bits")
+@click.option(
+    "--compiled/--no-compiled", default=None, help="passes compiled by numba: quicker, other last bits",
+    show_default="where numba is",
+)  # fmt: skip
 @click.option("--method_options", type=click.UNPROCESSED, hidden=True)  # for --config_file
 @CONFIG_FILE
 def calibrate(model, recipe, method, method_options, modules, images, out, pairs, size, device, **options) -> Told:

@@ -7,18 +7,29 @@ from .options import FILE, PATH
 from .sweeping import asked, of_runs, shown, swept
 
 
-@command("compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4 W4A8 --methods lbq let")
+@command(
+    "compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4,W4A8 --methods lbq,let",
+    "compare --methods lbq,passionsr --tuned tuning.csv --cost 100 --csv equal.csv",
+)  # fmt: skip
 @of_runs
 @click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method and recipe")
+@click.option(
+    "--cost", type=click.FloatRange(0, min_open=True),
+    help="run once more, with as many epochs as make every method that trains cost about so many CPU seconds",
+)  # fmt: skip
 @click.option("--csv", type=FILE, help="also write the table there, and beside it NAME_runs and NAME_differences")
-def compare(recipes, methods, tuned, store, jobs, csv, **runs) -> Told:
+def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
     """A stopped comparison goes on where it was."""
     from ..evaluation.sweep import differences, grid, summary
     from ..evaluation.tables import write_csv
-    from ..evaluation.tuning import with_chosen
+    from ..evaluation.tuning import at_cost, with_chosen
 
     work = grid(recipe=recipes, method=methods, **asked(**runs))
-    frame = swept(with_chosen(work, tuned) if tuned else work, store, jobs)
+    work = with_chosen(work, tuned) if tuned else work
+    frame = swept(work, store, jobs)
+    if cost:
+        work = at_cost(work, frame, cost)
+        frame = swept(work, store, jobs)
     table = summary(frame)
     if csv:
         for end, content in (("", table), ("_runs", frame), ("_differences", differences(frame))):

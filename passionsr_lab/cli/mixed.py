@@ -9,7 +9,7 @@ from .common import Told, command, progress
 from .options import COUNT, FILE, IMAGES, MODEL, NAMES, NATURAL, RATES, SIZE
 
 
-@command("mixed --budget weight_bits=4.25 --widths 4 8 --out mixed.json", "calibrate --recipe mixed.json --out mixed")
+@command("mixed --budget weight_bits=4.25 --widths 4,8 --out mixed.json", "calibrate --recipe mixed.json --out mixed")
 @MODEL
 @click.option("--budget", type=RATES, default="weight_bits=4.25", help="or megabytes=, of weights, or bit_operations=")
 @click.option("--widths", default="4,6,8", type=NAMES, help="of weights and activations")

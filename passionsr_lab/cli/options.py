@@ -37,6 +37,13 @@ def _rates(text: str) -> dict[str, float]:
     return rates
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    parts = NAMES.read(text)
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"Whole numbers from 1 on are expected, like 1,2, not {text!r}.")
+    return tuple(map(int, parts))
+
+
 def _device(text: str) -> str:
     with unbroken():
         import torch
@@ -59,6 +66,7 @@ def _file(text: str) -> Path:
 NAMES = Parsed("names", lambda text: tuple(dict.fromkeys(name.strip() for name in text.split(","))))
 RECIPES = Parsed("recipes", lambda text: tuple(map(_recipe, NAMES.read(text))))
 RECIPE, RATES, DEVICE = Parsed("recipe", _recipe), Parsed("name=rate", _rates), Parsed("device", _device)
+COUNTS = Parsed("counts", _counts)
 PATH, FILE = click.Path(path_type=Path), Parsed("file", _file)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 COUNT, SIZE, NATURAL = click.IntRange(1), click.IntRange(4), click.IntRange(0)

@@ -7,15 +7,16 @@ import click
 
 from ..methods import ABLATION
 from .common import progress
-from .options import COUNT, JOBS, MODEL, NAMES, RECIPES, STORE, workers
+from .options import COUNT, COUNTS, JOBS, NAMES, RECIPES, STORE, workers
 
 OPTIONS = (
-    MODEL,
+    click.option("--model", default="tiny", type=NAMES, help="'tiny', model folders or hub ids, one or several"),
     click.option("--recipes", default="W8A8,W6A6,W4A4", type=RECIPES, help="or files that mixed wrote"),
     click.option("--methods", default=",".join(ABLATION), type=NAMES),
     click.option("--seeds", default=1, type=COUNT, help="how many seeds"),
     click.option("--epochs", default=4, type=COUNT),
     click.option("--pairs", default=16, type=COUNT, help="pairs of 64 pixels to calibrate on"),
+    click.option("--threads", type=COUNTS, help="torch's, one number or several", show_default="$OMP_NUM_THREADS"),
     STORE,
     JOBS,
 )
@@ -26,9 +27,10 @@ def of_runs(function: Callable) -> Callable:
     return reduce(lambda found, option: option(found), reversed(OPTIONS), function)
 
 
-def asked(model, seeds, epochs, pairs) -> dict:
+def asked(model, seeds, epochs, pairs, threads) -> dict:
     """The options as values of a grid."""
-    return {"model": [model], "seed": range(seeds), "epochs": [epochs], "pairs": [pairs]}
+    threads = threads or [None]
+    return {"model": model, "seed": range(seeds), "epochs": [epochs], "pairs": [pairs], "threads": threads}
 
 
 def swept(work, store, jobs: int):

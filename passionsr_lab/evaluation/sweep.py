@@ -6,8 +6,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from ..methods import DEFAULT, find
 from ..quantization.recipe import Recipe
@@ -18,7 +21,7 @@ from ..store.results import kept
 
 DEFAULTS = {
     "model": "tiny", "recipe": "W6A6", "method": DEFAULT, "seed": 0, "epochs": 4, "batch": 4,
-    "pairs": 16, "size": 64, "rates": 1.0, "tests": "test", "test_pairs": 8, "test_size": 128,
+    "pairs": 16, "size": 64, "rates": 1.0, "tests": "test", "test_pairs": 8, "test_size": 128, "threads": None,
 }  # fmt: skip
 
 
@@ -41,7 +44,8 @@ def grid(**values: Iterable):
 def run(configuration: dict, store: str | Path | None = None) -> dict:
     """Quantizes, calibrates and measures once, or takes it from the store; the configuration with its results.
 
-    `rates` multiplies the method's learning rates; `tests` is the split of bundled pictures that is measured on.
+    `rates` multiplies the method's learning rates; `tests` is the split of bundled pictures that is measured on;
+    `threads` are torch's, None leaves them as they are.
     Results: psnr_y and ssim_y (against HR), psnr_fp (dB, against the full-precision output), those of full precision;
     seconds, cpu_seconds and peak_bytes of the whole calibration; versions, and the number of threads, by which the last
     bits differ.
@@ -63,8 +67,20 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
         q = calibrated(pipe, recipe, method, pairs, store=store, **options)
         return measured(pipe, q, tests) | q.history["cost"]
 
-    result = kept(content | {"tests": pairs_digest(tests), "of": "sweep"}, make, store)
-    return c | {"recipe": recipe.name, "method": method.name} | result | versions() | arithmetic()
+    with _threads(c["threads"]):
+        result = kept(content | {"tests": pairs_digest(tests), "of": "sweep"}, make, store)
+        return c | {"recipe": recipe.name, "method": method.name} | result | versions() | arithmetic()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Within the block torch has so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:
@@ -163,16 +179,29 @@ def _attempt(work: Callable[[], dict]) -> dict | Exception:
 
 
 def summary(frame):
-    """Means over seeds, one row per recipe and method in the order they came, full precision first."""
+    """Means over seeds, one row per recipe and method in the order they came, full precision first.
+
+    `psnr_fp_std` is the standard deviation and `psnr_fp_spread` the largest difference between two runs of a row;
+    of several models each has its rows, under `model`.
+    """
+    import pandas as pd
+
+    parts = [_summary(part) for _, part in frame.groupby("model", sort=False)]
+    return pd.concat(parts, ignore_index=True).drop(columns=[] if len(parts) > 1 else "model")
+
+
+def _summary(frame):
+    """`summary` of one model."""
     import pandas as pd
 
     columns = ["psnr_y", "ssim_y", "psnr_fp", "seconds", "cpu_seconds", "peak_bytes"]
-    groups = frame.groupby(["recipe", "method"], sort=False)
+    groups = frame.groupby(["model", "recipe", "method"], sort=False)
     table = groups[columns].mean().reset_index()
     table["psnr_fp_std"] = groups.psnr_fp.std(ddof=0).values
-    table["seeds"] = groups.size().values
+    table["psnr_fp_spread"] = (groups.psnr_fp.max() - groups.psnr_fp.min()).values
+    table["seeds"] = groups.seed.nunique().values
     full = {
-        "recipe": "W32A32", "method": "full precision",
+        "model": frame.model.iloc[0], "recipe": "W32A32", "method": "full precision",
         "psnr_y": frame.psnr_y_full.mean(), "ssim_y": frame.ssim_y_full.mean(),
     }  # fmt: skip
     table = pd.concat([pd.DataFrame([full]), table], ignore_index=True)
@@ -181,18 +210,23 @@ def summary(frame):
 
 
 def differences(frame):
-    """Mean differences of PSNR to full precision (dB) between methods, paired by seed, with half a 95 % interval of t.
+    """Mean differences of PSNR to full precision (dB) between methods, with half a 95 % interval of t.
 
-    Columns: recipe, method, other, difference (method minus other), half_width (NaN of one seed), seeds.
+    They are paired by seed, after means over the threads of runs of one seed; of several models each has its rows.
+
+    Columns: recipe, method, other, difference (method minus other), half_width (NaN of one seed), seeds; and model, if
+    there are several.
     """
     import pandas as pd
     from scipy.stats import t
 
     rows = []
-    for recipe, runs in frame.groupby("recipe", sort=False):
-        scores = runs.pivot(index="seed", columns="method", values="psnr_fp")
+    for (model, recipe), runs in frame.groupby(["model", "recipe"], sort=False):
+        scores = runs.pivot_table(index="seed", columns="method", values="psnr_fp")
         for other, method in itertools.combinations(runs.method.unique(), 2):
             gaps = (scores[method] - scores[other]).dropna()
             half = t.ppf(0.975, len(gaps) - 1) * gaps.sem() if len(gaps) > 1 else float("nan")
-            rows.append((recipe, method, other, gaps.mean(), half, len(gaps)))
-    return pd.DataFrame(rows, columns=["recipe", "method", "other", "difference", "half_width", "seeds"])
+            rows.append((model, recipe, method, other, gaps.mean(), half, len(gaps)))
+    columns = ["model", "recipe", "method", "other", "difference", "half_width", "seeds"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table if table.model.nunique() > 1 else table.drop(columns="model")

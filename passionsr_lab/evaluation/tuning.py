@@ -1,4 +1,4 @@
-"""Learning rates chosen on pictures of their own: every method that trains gets the same grid of factors."""
+"""A fair comparison: rates chosen on pictures of their own, the same grid for every method; and equal costs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..methods import find
 
+TUNED = ["model", "recipe", "method"]  # what has rates of its own
 FACTORS = (0.3, 1.0, 3.0)  # of a method's learning rates, all of them together
 
 
@@ -24,31 +25,47 @@ def tuning_grid(recipes: Iterable[str], methods: Iterable[str], factors: Iterabl
 
 
 def chosen(frame):
-    """The runs of a tuning with a column `chosen`: per recipe and method the factor of the best mean PSNR to full
-    precision on the tuning pictures, the smaller one of equals."""
-    means = frame.groupby(["recipe", "method", "rates"], sort=False).psnr_fp.mean().reset_index()
-    best = means.sort_values("rates").loc[lambda t: t.groupby(["recipe", "method"]).psnr_fp.idxmax()]
-    keys = set(zip(best.recipe, best.method, best.rates))
-    return frame.assign(chosen=[key in keys for key in zip(frame.recipe, frame.method, frame.rates)])
+    """The runs of a tuning with a column `chosen`: per model, recipe and method the factor of the best mean PSNR to
+    full precision on the tuning pictures, the smaller one of equals."""
+    means = frame.groupby([*TUNED, "rates"], sort=False).psnr_fp.mean().reset_index()
+    best = means.sort_values("rates").loc[lambda t: t.groupby(TUNED).psnr_fp.idxmax()]
+    keys = set(best[[*TUNED, "rates"]].itertuples(index=False, name=None))
+    return frame.assign(chosen=[key in keys for key in frame[[*TUNED, "rates"]].itertuples(index=False, name=None)])
 
 
 def with_chosen(configurations, file: str | Path):
-    """The configurations with the `rates` that a table of `chosen` runs names for their recipe and method.
+    """The configurations with the `rates` that a table of `chosen` runs names for their model, recipe and method.
 
     Raises:
-        ValueError: the table is no such table, or does not have a recipe and method that trains.
+        ValueError: the table is no such table, or does not have a model, recipe and method that trains.
     """
     from .tables import read_table
 
     table = read_table(file)
-    if missing := {"recipe", "method", "rates", "chosen"} - set(table.columns):
+    if missing := {*TUNED, "rates", "chosen"} - set(table.columns):
         raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
     table = table[table.chosen]
-    rates = dict(zip(zip(table.recipe, table.method), table.rates))
+    rates = dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
     found = []
     for row in configurations.itertuples():
-        recipe = getattr(row.recipe, "name", row.recipe)
-        if (recipe, row.method) not in rates and find(row.method).stages:
-            raise ValueError(f"{file} has no rates for {row.method} at {recipe}; run `tune` with it.")
-        found.append(rates.get((recipe, row.method), 1.0))
+        key = row.model, getattr(row.recipe, "name", row.recipe), row.method
+        if key not in rates and find(row.method).stages:
+            raise ValueError(f"{file} has no rates for {row.method} at {key[1]} of {row.model}; run `tune` with it.")
+        found.append(rates.get(key, 1.0))
     return configurations.assign(rates=found)
+
+
+def at_cost(configurations, frame, cpu_seconds: float):
+    """The configurations with as many epochs as would have cost their method so many CPU seconds, at least one.
+
+    Methods without stages stay as they are.
+
+    Args:
+        configurations, frame: what `sweep` was given, and its results; costs are taken as proportional to epochs, means
+            over seeds.
+        cpu_seconds: of a whole calibration.
+    """
+    taken = frame.groupby(TUNED).cpu_seconds.transform("mean")
+    epochs = (frame.epochs * cpu_seconds / taken).round().clip(lower=1).astype(int)
+    trained = [bool(find(method).stages) for method in configurations.method]
+    return configurations.assign(epochs=epochs.where(trained, frame.epochs).to_numpy())

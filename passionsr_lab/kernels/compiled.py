@@ -24,9 +24,10 @@ MISSING = "The compiled passes need numba (pip install numba); this calibration 
 
 
 def wanted(asked: bool | None = None) -> bool:
-    """Whether to compile: what was asked for, else `$PASSIONSR_COMPILED`; a warning where numba is missing."""
-    asked = os.environ.get("PASSIONSR_COMPILED", "0") not in ("", "0") if asked is None else asked
-    if asked and find_spec("numba") is None:
+    """Whether to compile: as asked, else as `$PASSIONSR_COMPILED` says, else where numba is; warns if it is missed."""
+    there = find_spec("numba") is not None
+    asked = os.environ.get("PASSIONSR_COMPILED", str(int(there))) not in ("", "0") if asked is None else asked
+    if asked and not there:
         warnings.warn(MISSING, stacklevel=3)
         return False
     return asked

@@ -4,5 +4,6 @@ from ..calibration.method import Method, Stage
 from ..quantization.filling import LET
 
 METHOD = Method(
-    "lbq+let", "LBQ + LET", "PassionSR, section 3.3; Table 4", LET(), (Stage("all", ("transform", "bounds"), 2.0),)
-)
+    "lbq+let", "LBQ + LET", "PassionSR, section 3.3; Table 4", LET(), (Stage("all", ("transform", "bounds"), 2.0),),
+    average=0.5,
+)  # fmt: skip

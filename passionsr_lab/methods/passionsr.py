@@ -25,8 +25,9 @@ def stages(first: tuple[str, ...]) -> tuple[Stage, ...]:
 
 
 METHOD = Method(
-    "passionsr", "PassionSR", "PassionSR, section 3.4, Eq. 8 to 10", LET(), stages(("transform", "bounds")), "quantized"
-)
+    "passionsr", "PassionSR", "PassionSR, section 3.4, Eq. 8 to 10", LET(), stages(("transform", "bounds")),
+    "quantized", average=0.5,
+)  # fmt: skip
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
 FINISHED = replace(
     METHOD, name="passionsr+e2e", label="PassionSR, then end to end",

@@ -1,4 +1,4 @@
-"""Trains the embedded model: `python -m passionsr_lab train --images PHOTOGRAPHS --out MODEL`.
+"""Trains the embedded model, or a smaller one: `python -m passionsr_lab train --images PHOTOGRAPHS --out MODEL`.
 
 Encoder, UNet and decoder learn ×4 super-resolution together, on random crops of any photographs, through Eq. 9 at
 t = 999.  Training begins at the quality of linear interpolation (`start_linear`, `pass_through`), not under an error
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -56,6 +56,10 @@ class Phase:
     prompted: float = 0.5
     warm: int = 100
 
+    def shortened(self, part: float) -> Phase:
+        """The same with this part of its steps, at least one."""
+        return replace(self, steps=max(1, round(part * self.steps)), horizon=max(1, round(part * self.horizon)))
+
     def cosine(self, position: int) -> float:
         """From 1 at the first step to 0 at the horizon."""
         return 0.5 * (1 + math.cos(math.pi * position / self.horizon))
@@ -75,32 +79,48 @@ PHASES = (
 )
 
 
-def new_model(seed: int = 0) -> OneStepSR:
-    """The embedded model's architecture with random weights: SD2.1's block types at about a hundredth of its size."""
+@dataclass(frozen=True)
+class Shape:
+    """Channels of a model: of the VAE's and the UNet's three levels, of its latents; attention heads of the UNet."""
+
+    vae: tuple[int, int, int]
+    latents: int
+    unet: tuple[int, int, int]
+    heads: tuple[int, int, int]
+
+
+SHAPES = {
+    "tiny": Shape((24, 48, 64), 8, (96, 128, 128), (3, 4, 4)),  # the embedded model
+    "narrow": Shape((16, 32, 48), 4, (64, 96, 96), (2, 3, 3)),  # to see whether what holds for one holds for another
+}
+
+
+def new_model(seed: int = 0, shape: Shape = SHAPES["tiny"]) -> OneStepSR:
+    """An architecture with random weights: SD2.1's block types at about a hundredth of its size."""
     torchvision_importable()
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
     torch.manual_seed(seed)
     vae = AutoencoderKL(
-        block_out_channels=(24, 48, 64),
+        block_out_channels=shape.vae,
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=shape.latents,
         norm_num_groups=4,
         sample_size=512,
         scaling_factor=0.5,
     )
     unet = UNet2DConditionModel(
         sample_size=128,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(96, 128, 128),
+        in_channels=shape.latents,
+        out_channels=shape.latents,
+        block_out_channels=shape.unet,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=64,
-        attention_head_dim=(3, 4, 4),
+        attention_head_dim=shape.heads,
         use_linear_projection=True,
         norm_num_groups=8,
     )
@@ -267,6 +287,7 @@ class Training:
         phases: what to do, in order.
         start: a model with a prompt branch to go on from; None begins with `new_model`.
         new_prompt: begin the prompt branch anew.
+        shape: of a new model.
     """
 
     def __init__(
@@ -276,10 +297,11 @@ class Training:
         phases: tuple[Phase, ...] = PHASES,
         start: str | None = None,
         new_prompt: bool = False,
+        shape: Shape = SHAPES["tiny"],
     ):
         self.phases, self.seed, self.step = phases, seed, 0
         torch.manual_seed(seed)
-        self.model = load_pipeline(start, prompt=True) if start else new_model(seed)
+        self.model = load_pipeline(start, prompt=True) if start else new_model(seed, shape)
         if new_prompt:
             self.model.prompt = new_branch(self.model.unet.config.cross_attention_dim)
         self.model.requires_grad_(True)

@@ -17,7 +17,7 @@ from passionsr_lab.quantization.recipe import W6A6
 
 # So far do its stages go that the line search takes a part of it back.
 STAGES = (Stage("all", ("bounds",)), Stage("unet", ("transform", "bounds"), blocks="*.conv_*"))
-SHORT = Method("short", "Short", "", LET(), STAGES, "quantized", {"transform": 0.5, "bounds": 60.0})
+SHORT = Method("short", "Short", "", LET(), STAGES, "quantized", {"transform": 0.5, "bounds": 60.0}, average=1.0)
 ENCODER, UNET = (replace(W6A6, modules=(module,)) for module in ("encoder", "unet"))
 
 
@@ -31,7 +31,7 @@ def begun(work, records, folder):
 
 
 # Records of the short one: 0 start, 1 and 2 steps, 3 end, then the next stage.
-@pytest.mark.parametrize(("method", "moments"), [("maxmin", (0, 1)), (SHORT, (1, 4, 6))], ids=["maxmin", "short"])
+@pytest.mark.parametrize(("method", "moments"), [("maxmin", (0, 1)), (SHORT, (1, 2, 4, 6))], ids=["maxmin", "short"])
 def test_an_interrupted_run_goes_on_to_exactly_the_uninterrupted_result(pipe, begin, run, tmp_path, method, moments):
     q, records = run(method, UNET)
     for moment in moments:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import passionsr_lab as lab
 from passionsr_lab.evaluation import sweep as module
@@ -44,14 +45,22 @@ def test_results_come_in_the_order_of_the_table_on_any_executor(table):
     means = summary(frame)
     assert means.method.tolist() == ["full precision", *["maxmin", "let", "passionsr"] * 2]
     assert means.psnr_fp[1] == pytest.approx(2 * 6.05) and means.peak_gb[1] == 2 and means.seeds[1] == 2
+    assert means.psnr_fp_std[1] == pytest.approx(0.1) and means.psnr_fp_spread[1] == pytest.approx(0.2)
+    both = summary(pd.concat([frame, frame.assign(model="other")]))
+    assert both.model.tolist() == ["tiny"] * len(means) + ["other"] * len(means) and "model" not in means
 
 
 def test_differences_are_paired_by_seed_with_the_interval_of_t():
     scores = {"a": (10.0, 13.0, 22.0), "b": (11.0, 15.0, 25.0)}
-    runs = [("W6A6", method, seed, value) for method in scores for seed, value in enumerate(scores[method])]
-    found = differences(pd.DataFrame(runs, columns=["recipe", "method", "seed", "psnr_fp"])).iloc[0]
+    runs = [("tiny", "W6A6", method, seed, value) for method in scores for seed, value in enumerate(scores[method])]
+    frame = pd.DataFrame(runs, columns=["model", "recipe", "method", "seed", "psnr_fp"])
+    found = differences(frame).iloc[0]
     assert (found.method, found.other, found.seeds, found.difference) == ("b", "a", 3, 2.0)
     assert found.half_width == pytest.approx(4.3027 * 1 / 3**0.5, rel=1e-4)  # t of two degrees, gaps 1, 2, 3
+    threads = differences(pd.concat([frame, frame.assign(psnr_fp=frame.psnr_fp + 1)])).iloc[0]
+    assert threads.half_width == pytest.approx(found.half_width) and threads.seeds == 3, "other threads are no seeds"
+    both = differences(pd.concat([frame, frame.assign(model="other", psnr_fp=2 * frame.psnr_fp)]))
+    assert both.model.tolist() == ["tiny", "other"] and both.difference.tolist() == [2.0, 4.0]
 
 
 def test_a_failed_run_is_told_after_the_others_have_been_made():
@@ -65,11 +74,15 @@ def test_a_run_is_made_once_and_says_what_was_asked(pipe, tmp_path, monkeypatch)
     model, store = str(pipe.save(tmp_path / "small")), tmp_path / "store"
     asked = grid(model=[model], method=["maxmin", "lbq"], recipe=["W4A4"], **SMALL)
     first = sweep(asked, store)
-    monkeypatch.setattr(module, "calibrated", None)  # nothing is calibrated again
-    pd.testing.assert_frame_equal(sweep(asked, store), first)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "calibrated", None)  # nothing is calibrated again
+        pd.testing.assert_frame_equal(sweep(asked, store), first)
     other = sweep(asked.assign(epochs=2).iloc[:1], store)
     assert other.epochs[0] == 2 and other.psnr_fp[0] == first.psnr_fp[0], "maxmin trains nothing"
     assert run(asked.iloc[0].to_dict() | {"recipe": lab.W4A4}, store)["psnr_fp"] == first.psnr_fp[0]
+    before = torch.get_num_threads()
+    more = run(asked.iloc[0].to_dict() | {"method": "let", "threads": before + 1}, store)
+    assert more["threads"] == before + 1 and torch.get_num_threads() == before == first.threads[0]
     assert (first.seconds > 0).all() and (first.peak_bytes > 0).all()
     full = lab.load(model)
     q = lab.calibrated(full, "W4A4", "lbq", lab.bundled("calibration", 2, 32), epochs=1, batch=2, store=store)

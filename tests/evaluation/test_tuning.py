@@ -4,7 +4,7 @@ import pytest
 
 from passionsr_lab.evaluation.sweep import DEFAULTS, grid, run, sweep
 from passionsr_lab.evaluation.tables import write_csv
-from passionsr_lab.evaluation.tuning import chosen, tuning_grid, with_chosen
+from passionsr_lab.evaluation.tuning import at_cost, chosen, tuning_grid, with_chosen
 
 BEST = {"lbq": 3.0, "passionsr": 0.3}
 
@@ -37,11 +37,22 @@ def test_what_was_not_tuned_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no rates to choose"):
         tuning_grid(["W6A6"], ["maxmin", "let"])
     write_csv(chosen(sweep(tuning_grid(["W6A6"], ["lbq"]), work=fake)), tmp_path / "tuning.csv")
-    with pytest.raises(ValueError, match="no rates for passionsr at W6A6; run `tune`"):
+    with pytest.raises(ValueError, match="no rates for passionsr at W6A6 of tiny; run `tune`"):
         with_chosen(grid(recipe=["W6A6"], method=["passionsr"]), tmp_path / "tuning.csv")
     write_csv(grid(), tmp_path / "other.csv")
     with pytest.raises(ValueError, match="no table that `tune` wrote"):
         with_chosen(grid(), tmp_path / "other.csv")
+
+
+def test_equal_costs_are_as_many_epochs_as_a_method_can_have_for_them():
+    work = grid(recipe=["W6A6", "W4A4"], method=["maxmin", "lbq", "passionsr"], seed=range(2))
+    seconds = {"maxmin": 5.0, "lbq": 20.0, "passionsr": 400.0}
+    frame = sweep(
+        work, work=lambda c, store=None: c | {"method": c["method"].name, "cpu_seconds": seconds[c["method"].name]}
+    )
+    told = at_cost(work, frame, 80.0)
+    assert told.groupby("method").epochs.unique().map(list).to_dict() == {"lbq": [16], "maxmin": [4], "passionsr": [1]}
+    assert told.drop(columns="epochs").equals(work.drop(columns="epochs"))
 
 
 def test_a_run_trains_with_its_rates_and_is_measured_on_its_pictures(pipe, tmp_path):

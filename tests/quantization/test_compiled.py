@@ -115,12 +115,14 @@ def test_a_calibration_ends_where_torchs_does_and_twice_at_the_same_bits():
 
 def test_without_numba_one_sentence_and_torchs_passes(monkeypatch):
     monkeypatch.setattr(passes, "find_spec", lambda name: None)
+    monkeypatch.delenv("PASSIONSR_COMPILED", raising=False)
     with pytest.warns(UserWarning, match="need numba"):
         assert not passes.wanted(True)
-    assert not passes.wanted(False)
+    assert not passes.wanted(False) and not passes.wanted()
 
 
-def test_the_environment_asks_for_it(monkeypatch):
-    assert importlib.util.find_spec("numba") and not passes.wanted()
-    monkeypatch.setenv("PASSIONSR_COMPILED", "1")
-    assert passes.wanted() and not passes.wanted(False)
+def test_passes_are_compiled_where_numba_is_unless_somebody_says_no(monkeypatch):
+    monkeypatch.delenv("PASSIONSR_COMPILED", raising=False)
+    assert importlib.util.find_spec("numba") and passes.wanted() and not passes.wanted(False)
+    monkeypatch.setenv("PASSIONSR_COMPILED", "0")
+    assert not passes.wanted() and passes.wanted(True)

@@ -7,19 +7,19 @@ from torch import nn
 from passionsr_lab.imaging.pairs import bundled
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_y
-from passionsr_lab.tools.train import RATIO, Carriers, Phase, Training, new_model
+from passionsr_lab.tools.train import RATIO, SHAPES, Carriers, Phase, Training, new_model
 
 SHORT = (Phase("short", 3, 32, 2, 1e-4, 1e-4, horizon=3), Phase("shorter", 1, 64, 1, 1e-4, 1e-4, 1, errors="squared"))
 
 
-@pytest.fixture(scope="module")
-def start():
-    return new_model(0)
+@pytest.fixture(scope="module", params=SHAPES)
+def start(request):
+    return new_model(0, SHAPES[request.param])
 
 
 @torch.no_grad()
 def test_eq_9_begins_by_passing_the_latent_on(start):
-    z = 0.25 * torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    z = 0.25 * torch.randn(2, start.vae.config.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
     out = start.denoise(z)
     assert (out - RATIO * z).std() < 0.15 * (RATIO * z).std()
 
@@ -29,6 +29,11 @@ def test_training_begins_near_interpolation(start):
     for pair in bundled("test", 2, 128):
         bicubic = psnr_y(upsample(pair.lr[None])[0], pair.hr)
         assert psnr_y(start(pair.lr), pair.hr) > bicubic - 3
+
+
+def test_a_part_of_a_phase_has_that_part_of_its_steps():
+    parts = [Phase("a", steps, 32, 2, 1e-4, 1e-4, horizon=2 * steps).shortened(0.1) for steps in (300, 2)]
+    assert [(phase.steps, phase.horizon) for phase in parts] == [(30, 60), (1, 1)]
 
 
 @torch.no_grad()
