@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 import click
 
 from . import COMMANDS
-from .options import NAMES, RECIPES
+from .options import COUNTS, NAMES, RECIPES
 from .terminal import complain, unbroken
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -47,7 +47,7 @@ class Command(click.Command):
     """A command whose lists of names are separated by commas or by spaces: `--recipes W6A6,W4A8` or `W6A6 W4A8`."""
 
     def parse_args(self, context, arguments: list[str]) -> list[str]:
-        lists = {option for p in self.params if p.type in (NAMES, RECIPES) for option in p.opts}
+        lists = {option for p in self.params if p.type in (NAMES, RECIPES, COUNTS) for option in p.opts}
         return super().parse_args(context, list(_joined(arguments, lists))[:-1])
 
 

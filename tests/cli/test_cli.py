@@ -152,6 +152,18 @@ def test_compare_prints_the_table_and_takes_finished_runs_from_its_cache(told, c
     assert [row["psnr_y"] for row in runs] == pytest.approx(list(pd.read_csv(tmp_path / "table_runs.csv").psnr_y))
 
 
+def test_compare_takes_several_models_and_thread_counts_and_makes_costs_equal(told, model, tmp_path, monkeypatch):
+    for name, value in {"pairs": 1, "size": 16, "test_pairs": 1, "test_size": 32}.items():
+        monkeypatch.setitem(DEFAULTS, name, value)
+    other = lab.load(model).save(tmp_path / "other")
+    command = ("compare", "--recipes", "W4A4", "--epochs", 1, "--pairs", 1, "--cache", tmp_path / "c", "--methods")
+    runs = told(*command, "let", "--model", model, other, "--threads", 1, 2)[1]["runs"]
+    assert [(row["model"], row["threads"]) for row in runs] == [(str(m), n) for m in (model, other) for n in (1, 2)]
+    once = told(*command, "lbq", "--model", model)[1]["runs"][0]
+    (again,) = told(*command, "lbq", "--model", model, "--cost", 3 * once["cpu_seconds"])[1]["runs"]
+    assert again["epochs"] == 3 and once["epochs"] == 1
+
+
 def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, model, tmp_path, monkeypatch):
     for name, value in {"size": 16, "test_pairs": 1, "test_size": 32}.items():
         monkeypatch.setitem(DEFAULTS, name, value)

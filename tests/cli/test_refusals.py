@@ -60,6 +60,8 @@ WRONG = {  # arguments, what is told
     "no references": (("measure", "-i", PHOTOS, "--metrics", "psnr"), "give references"),
     "other references": (("measure", "-i", PHOTOS, "-r", "HERE/damaged"), "must hold the same names"),
     "no data set": (("table2", "--out", "HERE/out", "--datasets", "RealSR=HERE"), "There is no RealSR"),
+    "no threads": (("compare", *NOWHERE, "--threads", "1,0"), "Whole numbers from 1 on are expected"),
+    "another shape": (("train", "--images", PHOTOS, "--out", "HERE/out", "--shape", "wide"), "one of tiny, narrow"),
     "no work": (("doctor", "everything"), "choose from"),
 }  # fmt: skip
 
