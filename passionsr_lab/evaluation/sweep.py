@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,8 +55,7 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
 
     c = DEFAULTS | configuration
     recipe = _recipe(c["recipe"])
-    pipe, method = load(c["model"]), find(c["method"])
-    method = replace(method, rates={tag: rate * c["rates"] for tag, rate in method.rates.items()})
+    pipe, method = load(c["model"]), find(c["method"]).faster(c["rates"])
     pairs = bundled("calibration", c["pairs"], c["size"], c["seed"])
     tests = bundled(c["tests"], c["test_pairs"], c["test_size"], 0)
     options = {"epochs": c["epochs"], "batch": c["batch"], "seed": c["seed"]}

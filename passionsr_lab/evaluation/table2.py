@@ -28,6 +28,7 @@ from . import scores as quality
 from .cited import table2 as cited
 from .protocols import PROTOCOLS, chosen
 from .tables import to_csv, to_latex
+from .tuning import Rates
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -53,6 +54,7 @@ class Plan:
     methods: "FP", "PassionSR-FP", or registered ones.
     protocol, metrics: as for `scores.score`.
     images, pairs, size, epochs, batch, seed: of the calibration, as for `python -m passionsr_lab calibrate`.
+    tuned: a table that `tune` wrote, with the learning rates of every method and width.
     device: where it runs; off the CPU calibrations are `lean`.
     """
 
@@ -70,6 +72,7 @@ class Plan:
     epochs: int = 4
     batch: int = 4
     seed: int = 0
+    tuned: str | Path | None = None
     device: str = "cpu"
 
     def __post_init__(self):
@@ -84,12 +87,21 @@ class Plan:
         for given in (names, self.bits, self.methods):
             if twice := [name for name in given if list(given).count(name) > 1]:
                 raise ValueError(f"{twice[0]} is given twice; rows of one name would be taken for one.")
+        self.low()  # says which rates are missing
+
+    def low(self) -> list[tuple[str, Method]]:
+        """(bits, method) of every quantized pipeline of the table, with the method's rates."""
+        rates = None if self.tuned is None else Rates(self.tuned)
+        rows = [(bits, find(name)) for bits in self.bits for name in self.methods if name not in FULL_METHODS]
+        return [
+            (bits, method if rates is None else method.faster(rates.of(self.model, bits, method.name)))
+            for bits, method in rows
+        ]
 
     @property
-    def pipelines(self) -> list[tuple[str, str]]:
-        """(bits, method) of every pipeline of the table, full precision first."""
-        full = [(FULL, name) for name in self.methods if name in FULL_METHODS]
-        return full + [(bits, name) for bits in self.bits for name in self.methods if name not in FULL_METHODS]
+    def pipelines(self) -> list[tuple[str, Method | str]]:
+        """(bits, method) of every pipeline of the table, those in full precision first, by their names."""
+        return [(FULL, name) for name in self.methods if name in FULL_METHODS] + self.low()
 
 
 def run(
@@ -109,9 +121,8 @@ def run(
     from .sweep import finished
 
     sets = [read_set(what, plan.count, plan.crop) for what in plan.datasets]
-    low = [(bits, find(name)) for bits, name in plan.pipelines if name not in FULL_METHODS]
     if executor is not None:
-        for result in finished([executor.submit(make_model, plan, *row, store) for row in low]):
+        for result in finished([executor.submit(make_model, plan, *row, store) for row in plan.low()]):
             result()
     parts = []
     for bits, method in plan.pipelines:
@@ -119,13 +130,9 @@ def run(
         for dataset in sets:
             asked = model.key | {"set": dataset.digest(), "of": "table2", "device": plan.device} | _scoring(plan)
             rows = kept(asked, model.scores(dataset), store)
-            place = {
-                "dataset": dataset.name,
-                "bits": bits,
-                "method": METHODS[method].label if method in METHODS else method,
-            }
-            parts.append((place, rows))
-            yield {"event": "cell", "dataset": dataset.name, "bits": bits, "method": method, "images": len(dataset)}
+            name, label = (method, method) if isinstance(method, str) else (method.name, method.label)
+            parts.append(({"dataset": dataset.name, "bits": bits, "method": label}, rows))
+            yield {"event": "cell", "dataset": dataset.name, "bits": bits, "method": name, "images": len(dataset)}
     yield {"event": "tables"} | write(plan, out, frame_of(parts))
 
 
@@ -144,18 +151,18 @@ class _Model:
     def __init__(self, plan: Plan, bits: str, method: Method | str, store: str | Path | None):
         self.plan, self.bits, self.method, self.store = plan, bits, method, store
         self.made = None
-        self.full = _full(plan.model, method) if method in FULL_METHODS else load(plan.model)
+        self.full = _full(plan.model, method) if isinstance(method, str) else load(plan.model)
         self.key = {"model": fingerprint(self.full)}
-        if method not in FULL_METHODS:
+        if isinstance(method, Method):
             self.pairs = chosen_pairs(plan.images, plan.pairs, plan.size, plan.seed)
             self.options = {"epochs": plan.epochs, "batch": plan.batch, "seed": plan.seed}
-            asked = self.key["model"], recipe_named(bits), find(method), self.pairs
+            asked = self.key["model"], recipe_named(bits), method, self.pairs
             self.key = calibration_key(*asked, **self.options)
 
     def pipeline(self):
         if self.made is None:
             self.made = self.full.to(self.plan.device)
-            if self.method not in FULL_METHODS:
+            if isinstance(self.method, Method):
                 lean = self.plan.device != "cpu"
                 asked = recipe_named(self.bits), self.method, self.pairs
                 self.made = calibrated(self.full, *asked, lean=lean, store=self.store, **self.options)

@@ -33,26 +33,41 @@ def chosen(frame):
     return frame.assign(chosen=[key in keys for key in frame[[*TUNED, "rates"]].itertuples(index=False, name=None)])
 
 
-def with_chosen(configurations, file: str | Path):
-    """The configurations with the `rates` that a table of `chosen` runs names for their model, recipe and method.
+class Rates:
+    """The factors of learning rates that a table of `chosen` runs names.
 
     Raises:
-        ValueError: the table is no such table, or does not have a model, recipe and method that trains.
+        ValueError: the table is no such table.
     """
-    from .tables import read_table
 
-    table = read_table(file)
-    if missing := {*TUNED, "rates", "chosen"} - set(table.columns):
-        raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
-    table = table[table.chosen]
-    rates = dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
-    found = []
-    for row in configurations.itertuples():
-        key = row.model, getattr(row.recipe, "name", row.recipe), row.method
-        if key not in rates and find(row.method).stages:
-            raise ValueError(f"{file} has no rates for {row.method} at {key[1]} of {row.model}; run `tune` with it.")
-        found.append(rates.get(key, 1.0))
-    return configurations.assign(rates=found)
+    def __init__(self, file: str | Path):
+        from .tables import read_table
+
+        table = read_table(file)
+        if missing := {*TUNED, "rates", "chosen"} - set(table.columns):
+            raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
+        table = table[table.chosen]
+        self.file, self.found = file, dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
+
+    def of(self, model: str, recipe: str, method: str) -> float:
+        """The factor for a method at a recipe of a model, 1 for one that does not train.
+
+        Raises:
+            ValueError: the table does not have it.
+        """
+        if not find(method).stages:
+            return 1.0
+        if (model, recipe, method) not in self.found:
+            raise ValueError(f"{self.file} has no rates for {method} at {recipe} of {model}; run `tune` with it.")
+        return self.found[model, recipe, method]
+
+
+def with_chosen(configurations, file: str | Path):
+    """The configurations with the `rates` of a table that `tune` wrote; `ValueError` as for `Rates`."""
+    rates, rows = Rates(file), configurations.itertuples()
+    return configurations.assign(
+        rates=[rates.of(row.model, getattr(row.recipe, "name", row.recipe), row.method) for row in rows]
+    )
 
 
 def at_cost(configurations, frame, cpu_seconds: float):

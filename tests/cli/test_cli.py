@@ -175,8 +175,15 @@ def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, m
     compared = ("compare", *shared, "--tuned", tmp_path / "tuning.csv", "--methods")
     rows = told(*compared, "maxmin,lbq")[1]["runs"]
     assert [(row["rates"], row["tests"]) for row in rows] == [(1.0, "test"), (best["rates"], "test")] and best["chosen"]
-    code, _, err = cli(*compared, "passionsr")
-    assert code == 2 and "run `tune` with it" in err and err.count("\n") == 1
+    big = ("table2", "--model", model, "--out", tmp_path / "out", "--bits", "W4A4", "--metrics", "psnr", "--count", 1,
+           "--crop", 32, "--pairs", 1, "--size", 16, "--epochs", 1, "--tuned", tmp_path / "tuning.csv", "--store",
+           tmp_path / "c", "--methods")  # fmt: skip
+    made = set((tmp_path / "c" / "models").iterdir())
+    assert [row["method"] for row in told(*big, "maxmin,lbq")[1]["rows"]] == ["MaxMin", "LBQ"]
+    assert set((tmp_path / "c" / "models").iterdir()) == made, "these are the models of compare, with its rates"
+    for command in (compared, big):
+        code, _, err = cli(*command, "passionsr")
+        assert code == 2 and "run `tune` with it" in err and err.count("\n") == 1
 
 
 def test_a_mixed_recipe_is_a_file_that_calibrate_cost_and_compare_take(told, cli, model, tmp_path, monkeypatch):
