@@ -54,7 +54,7 @@ pd.Series(provenance(MODEL, SEED, RECIPE) | {"device": DEVICE}, name="provenance
 
 # %%
 stages = [
-    (METHODS[m], s.segment, " + ".join(s.train), s.passes(EPOCHS)) for m in METHODS for s in lab.METHODS[m].stages
+    (METHODS[m], s.segment, " + ".join(s.train), s.epochs * EPOCHS) for m in METHODS for s in lab.METHODS[m].stages
 ]
 pd.DataFrame(stages, columns=["calibration", "segment", "trains", "epochs"])
 

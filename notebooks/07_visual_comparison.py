@@ -4,8 +4,8 @@
 # **The question.** What do the decibels look like? The paper's Figures 2 and 6 put crops of all methods side by side.
 #
 # **What you will see.** Test photographs with a box drawn in them, and what is in the box: the original, the input,
-# full precision, and every method at W6A6 and W4A4; then a line to move between any two versions of a picture. The
-# boxes are knobs, in pixels of the original, so that every figure can be made again.
+# full precision, and every method at W6A6 and W4A4; maps of their errors on one scale; then a line to move between any
+# two versions of a picture. The boxes are knobs, in pixels of the original, so that every figure can be made again.
 #
 # **How long.** Three to four minutes on two cores, and half a minute once the store holds the models (`00` and `06` show
 # the same ones at the same settings); the cell that calibrates says how much is left.
@@ -105,6 +105,21 @@ figures[first, RECIPES[-1]]
 
 # %%
 figures[second, RECIPES[0]]
+
+# %% [markdown]
+# ## Where the errors are
+# How far each pixel is from full precision, the mean of |R|, |G| and |B|: all methods on one logarithmic scale.
+
+# %%
+away = {
+    label: (images[first] - full[first]).abs().mean(0).cpu().numpy()
+    for (recipe, label), images in outputs.items()
+    if recipe == RECIPES[0]
+}
+heading = f"{first}: distance of every pixel to full precision at {RECIPES[0]}"
+errors = plots.maps(away, "distance (of 1)", heading, floor=0.003, caption=caption)
+plots.save(errors, "07_errors", FIGURES)
+errors
 
 # %% [markdown]
 # ## A line between two pictures

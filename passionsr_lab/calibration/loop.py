@@ -89,7 +89,7 @@ class Calibration:
         """How many records a whole run yields."""
         sizes = Counter(tuple(-(-n * self.q.upscale // self.q.multiple) for n in x.shape[-2:]) for x in self.images)
         steps = sum(math.ceil(count / self.batch) for count in sizes.values())
-        return sum(stage.passes(self.epochs) * steps + 2 for stage, _ in self.stages) or 1
+        return sum(stage.steps(self.epochs, steps) + 2 for stage, _ in self.stages) or 1
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
@@ -267,11 +267,15 @@ class Calibration:
         } | more  # fmt: skip
 
     def _steps(self, work: Task) -> list[list[int]]:
-        """The rows of every step of a stage: shuffled each epoch, of one image size each."""
-        steps, shapes = [], work.shapes()
-        for epoch in range(work.stage.passes(self.epochs)):
-            order = np.random.default_rng([self.seed, self.stage, epoch]).permutation(len(shapes))
-            steps += batches(order.tolist(), shapes, self.batch)
+        """The rows of every step of a stage: shuffled each epoch, of one image size each; of the last a drawn part."""
+        shapes = work.shapes()
+        each = len(list(batches(range(len(shapes)), shapes, self.batch)))
+        steps, count = [], work.stage.steps(self.epochs, each)
+        for epoch in range(math.ceil(count / each)):
+            draw = np.random.default_rng([self.seed, self.stage, epoch])
+            found = list(batches(draw.permutation(len(shapes)).tolist(), shapes, self.batch))
+            rest = min(each, count - len(steps))
+            steps += found if rest == each else [found[i] for i in sorted(draw.permutation(each)[:rest])]
         return steps
 
     # -- ranges ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 REQUIRED: dict[str, Callable[[], object]] = {}  # by distance: `ValueError` where what it needs is not there
 # Steps of the log scale and of the shift in half ranges; of boundaries in steps of their grid.
-RATES = {"transform": 3e-2, "bounds": 0.5}
+RATES = {"transform": 1.5e-2, "bounds": 0.25}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stage:
     Args:
         segment: "encoder", "unet" or "decoder" (losses of Eq. 8 and 10), or "all" (joint, loss on the image).
         train: tags of the slots that are trained, for example "transform" (LET) and "bounds" (LBQ).
-        epochs: passes over the pairs, in units of the calibration's `epochs`.
+        epochs: passes over the pairs, in units of the calibration's `epochs`; the last one may be a part of a pass.
         blocks: a pattern of block names below the segment ("*" for all): one stage for each block, in their order.
         order: of the blocks, "forward" or "reversed".
         upstream: whether the inputs come through "quantized" or "float" modules.
@@ -77,9 +77,9 @@ class Stage:
         if self.blocks is not None and self.segment == "all":
             raise ValueError("A stage on blocks names their segment.")
 
-    def passes(self, epochs: int) -> int:
-        """Passes over the pairs in a calibration of so many epochs: at least one."""
-        return max(1, round(epochs * self.epochs))
+    def steps(self, epochs: int, each: int) -> int:
+        """Steps in a calibration of so many epochs, in which a pass over the pairs has `each`: at least one."""
+        return max(1, round(epochs * self.epochs * each))
 
 
 @dataclass(frozen=True)

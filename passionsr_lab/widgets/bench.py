@@ -38,7 +38,7 @@ SETTLING = 2  # pairs that give a stopped run's other layers their ranges
 def planned(work: Calibration) -> list[dict]:
     """One record (event "plan", no loss) per stage to come, so that a figure has all its panels from the start."""
     batches = -(-len(work.images) // work.batch)
-    rows = [(s.segment, "+".join(s.train), s.passes(work.epochs) * batches) for s, _ in work.stages]
+    rows = [(s.segment, "+".join(s.train), s.steps(work.epochs, batches)) for s, _ in work.stages]
     return [dict(zip(COLUMNS, ("plan", module, stage, 0, steps, float("nan")))) for module, stage, steps in rows]
 
 

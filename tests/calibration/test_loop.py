@@ -67,7 +67,7 @@ def test_joint_methods_make_as_many_updates_of_modules_as_distributed_ones():
     updates = {}
     for method in ("lbq", "lbq+let", "passionsr", "passionsr-strict"):
         stages = METHODS[method].stages
-        updates[method] = sum(s.passes(4) * (3 if s.segment == "all" else 1) for s in stages)
+        updates[method] = sum(s.steps(4, 1) * (3 if s.segment == "all" else 1) for s in stages)
     assert set(updates.values()) == {24}, updates
 
 
@@ -138,6 +138,11 @@ def test_every_pair_is_used_once_per_epoch_in_another_order_and_sizes_are_never_
     orders = [[i for step in steps[3 * epoch : 3 * epoch + 3] for i in step] for epoch in range(4)]
     assert all(sorted(order) == list(range(7)) for order in orders) and orders[0] != orders[1]
     assert all(len({work.data.inputs[i].shape for i in step}) == 1 for step in steps)
+    part = begin(replace(method, stages=(Stage("encoder", ("bounds",), 0.75),)), pairs=pairs[:6], epochs=2, batch=2)
+    part.data.targets()
+    steps = part._steps(task(part.stages[0][0], None, part.data))
+    assert len(steps) == 4 or len(steps) == 5, "1.5 times three"
+    assert sorted(i for step in steps[:3] for i in step) == list(range(6)) and part.total == len(steps) + 2
 
 
 # -- the line search --------------------------------------------------------------------------------------------------
@@ -165,7 +170,8 @@ def test_a_stage_that_went_too_far_goes_back_along_its_way(begin):
 
 
 def test_a_stage_that_gets_better_stays_and_without_a_line_search_every_stage_does(run):
-    q, records = run("lbq+let", FINE, pairs=lab.bundled("calibration", 6, 32, seed=1), epochs=2)
+    options = {"pairs": lab.bundled("calibration", 6, 32, seed=1), "epochs": 2}
+    q, records = run("lbq+let", FINE, **options, rates={"transform": 3e-3, "bounds": 0.05})
     assert (
         records[-1]["step_length"] == 1
         and records[-1]["loss"] < records[0]["loss"]
@@ -240,10 +246,12 @@ def test_a_stage_says_what_is_quantized_around_it_and_where_and_how_its_loss_is_
     *_, end = work.run()
     before, after = (work.q if name == "quantized" else pipe for name in (upstream, downstream))
     with torch.no_grad():
-        y = [work.q.denoise(before.encode(x)) for x in work.data.inputs]
-        full = [(pipe.denoise(pipe.encode(x)), pipe.restore(x)) for x in work.data.inputs]
-        expected = 0.5 * np.mean([(a - b).square().mean() for a, (b, _) in zip(y, full)])
-        expected += 2 * np.mean([(after.decode(a) - b).abs().mean() for a, (_, b) in zip(y, full)])
+        latents = torch.cat([before.encode(x) for x in work.data.inputs]).split(2)  # as many as go through together
+        denoised = [pipe.denoise(pipe.encode(x)) for x in work.data.inputs]
+        full = torch.cat(denoised), torch.cat([pipe.decode(z) for z in denoised])
+        y = [work.q.denoise(z) for z in latents]
+        expected = 0.5 * (torch.cat(y) - full[0]).square().mean().item()
+        expected += 2 * (torch.cat([after.decode(z) for z in y]) - full[1]).abs().mean().item()
     assert end["loss"] == pytest.approx(expected, rel=1e-4) and end["loss"] <= end["first"]
 
 

@@ -131,7 +131,7 @@ def test_a_method_is_one_file_that_only_the_table_names_and_the_official_procedu
         (m, tag) for m in ("encoder", "unet", "decoder") for tag in ("transform", "bounds")
     ]
     assert method.rates == {"transform": 1e-5, "bounds": 1e-5} and not method.backtrack
-    assert (method.slots.alpha, method.slots.beta, {s.passes(4) for s in method.stages}) == (0.3, 0.3, {2})
+    assert (method.slots.alpha, method.slots.beta, {s.steps(4, 1) for s in method.stages}) == (0.3, 0.3, {2})
 
 
 def test_what_is_no_method_is_refused():
