@@ -8,9 +8,9 @@
 # W8A8, W6A6 and W4A4 with three seeds, as it is kept in `figures/ablation.csv`.
 #
 # **How long.** The live grid takes two to three minutes on two cores and says how much is left; what the store holds
-# already (from `00`, `07` or `make ablation`) takes seconds. The whole table takes much longer and is not computed here:
-# `make ablation`, that is `python -m passionsr_lab compare --seeds 3 --csv figures/ablation.csv`, which goes on where
-# it was when it is interrupted.
+# already (from `00` or `07`) takes seconds. The whole table takes much longer and is not computed here: `make ablation`,
+# that is `python -m passionsr_lab compare --pairs 64 --epochs 1 --seeds 3 --csv figures/ablation.csv`, which goes on
+# where it was when it is interrupted.
 #
 # **What is simulated.** The low bits. Seconds and peak memory are those of calibrating in floating point.
 
@@ -27,7 +27,7 @@ MODEL = "tiny"  # or a folder or hub id that lab.load reads
 METHODS = {"maxmin": "MaxMin", "let": "LET's start", "lbq": "LBQ", "lbq+let": "LBQ + LET"}
 METHODS |= {"passionsr-strict": "LBQ + LET + strict DQC", "passionsr": "LBQ + LET + DQC"}
 RECIPE, SEED = "W6A6", 0  # of the live grid
-EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64  # as in `00`, `07` and the whole table: the same models, from one store
+EPOCHS, BATCH, PAIRS, SIZE = 4, 4, 16, 64  # as in `00` and `07`: the same models, from one store
 TEST_PAIRS, TEST_SIZE = 8, 128
 COMMITTED = "ablation"  # figures/ablation.csv (means over seeds) and figures/ablation_runs.csv (every run)
 FIGURES = figures_folder()
@@ -78,9 +78,10 @@ live_figure
 # what the small model does not restore anyway.
 #
 # ## The whole table
-# All methods, three widths, three seeds, with the settings of `python -m passionsr_lab compare`, on test pictures that
-# no calibration saw. The mean and the standard deviation over the seeds are in `ablation.csv`; settings and versions of
-# every run in `ablation_runs.csv`; differences between equal seeds, with their intervals, in `ablation_differences.csv`.
+# All methods, three widths, three seeds, on test pictures that no calibration saw; as many steps as above, from 64 crops
+# that each step sees once instead of 16 that it sees four times. The mean and the standard deviation over the seeds are
+# in `ablation.csv`; settings and versions of every run in `ablation_runs.csv`; differences between equal seeds, with
+# their intervals, in `ablation_differences.csv`.
 
 
 # %%
