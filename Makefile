@@ -6,7 +6,7 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about half an hour)
-# make stability PHOTOGRAPHS=FOLDER   five seeds, two thread counts, two models: figures/stability.csv (about 40 minutes)
+# make stability PHOTOGRAPHS=FOLDER   DQC and joint training, five seeds, two models: figures/stability.csv (about 40 minutes)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
@@ -49,13 +49,15 @@ PAIRS := --pairs 64 --epochs 1
 ablation: $(READY)
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --seeds 3 --jobs 2 --csv figures/ablation.csv
 
-# Five seeds, one thread and two, the embedded model and one of other widths.
+# Five seeds, of the embedded model and of one of other widths; and two threads.
 # PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
 build/narrow:
 	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --out $@ --shape narrow --part 0.1
 stability: $(READY) build/narrow
-	OMP_WAIT_POLICY=passive $(BIN)/python -m passionsr_lab compare $(PAIRS) --model tiny,build/narrow \
-	    --methods let,lbq+let,passionsr --seeds 5 --threads 1,2 --jobs 2 --csv figures/stability.csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --model tiny,build/narrow --methods let,lbq+let,passionsr --seeds 5 \
+	    --jobs 2 --csv figures/stability.csv
+	OMP_WAIT_POLICY=passive $(BIN)/python -m passionsr_lab compare $(PAIRS) --model tiny,build/narrow --recipes W6A6 \
+	    --methods passionsr --seeds 5 --threads 1,2 --jobs 2 --csv figures/stability_threads.csv
 
 LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
 lowbits: $(READY)
