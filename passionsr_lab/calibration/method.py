@@ -17,7 +17,8 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 REQUIRED: dict[str, Callable[[], object]] = {}  # by distance: `ValueError` where what it needs is not there
 # Steps of the log scale and of the shift in half ranges; of boundaries in steps of their grid.
-RATES = {"transform": 1.5e-2, "bounds": 0.25}
+RATES = {"transform": 3e-2, "bounds": 0.5}
+STEADY = {tag: rate / 2 for tag, rate in RATES.items()}  # of both together: other pairs then change less
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ paper has it.  `FINISHED` adds a short stage on all modules together, with the i
 
 from dataclasses import replace
 
-from ..calibration.method import Method, Stage
+from ..calibration.method import STEADY, Method, Stage
 from ..quantization.filling import LET
 
 # Epochs of the two stages: 6 in sum, which is as many updates of modules as joint training's 2 for all three.
@@ -26,7 +26,7 @@ def stages(first: tuple[str, ...]) -> tuple[Stage, ...]:
 
 METHOD = Method(
     "passionsr", "PassionSR", "PassionSR, section 3.4, Eq. 8 to 10", LET(), stages(("transform", "bounds")),
-    "quantized", average=0.5,
+    "quantized", STEADY, average=0.5,
 )  # fmt: skip
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
 FINISHED = replace(
