@@ -4,6 +4,7 @@ Each module is fed by the quantized modules before it and compared with full pre
 Eq. 9, the image.  Boundaries are fractions of a range that LET moves, so stage 1 re-initializes them at every step;
 here the fractions learn there too, which stage 1 then has to reckon with.  In `STRICT` they rest until stage 2, as the
 paper has it.  `FINISHED` adds a short stage on all modules together, with the image as its target (not in the paper).
+Nor has the paper the mean of a stage's last states in which each stage ends: it steadies where a run ends.
 """
 
 from dataclasses import replace
