@@ -1,6 +1,7 @@
 """Compiled passes against those of torch: layers of every kind, whole calibrations, and numba missing."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from filled import LAYERS, WHOLE, filled, relative, same, told
 
 import passionsr_lab as lab
 from passionsr_lab.calibration.loop import Calibration
+from passionsr_lab.calibration.method import RATES
 from passionsr_lab.kernels import compiled as passes
 from passionsr_lab.kernels.whole import QuantizedLayer
 from passionsr_lab.methods import find
@@ -99,10 +101,11 @@ def test_without_gradients_values_are_equal_to_the_last_bit(case):
 
 def test_a_calibration_ends_where_torchs_does_and_twice_at_the_same_bits():
     pipe, pairs = lab.tiny(), lab.bundled("calibration", 2, 32)
+    method = replace(find("lbq+let"), rates=RATES, average=0.0)
 
     def run(compiled):
         q = lab.quantize(pipe, "W6A6")
-        work = Calibration(q, pairs, find("lbq+let"), epochs=3, batch=1, compiled=compiled)
+        work = Calibration(q, pairs, method, epochs=3, batch=1, compiled=compiled)
         list(work.run())
         return q, work
 
