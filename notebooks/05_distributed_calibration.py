@@ -25,10 +25,10 @@ import passionsr_lab as lab
 from passionsr_lab import plots, widgets
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.state import load_state, state
-from passionsr_lab.evaluation.tables import provenance, read_table
+from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.quantization.place import segment_modules
 from passionsr_lab.quantization.slots import trainable
-from passionsr_lab.tools.notebooks import checkout, figures_folder
+from passionsr_lab.tools.notebooks import committed, figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -240,19 +240,13 @@ comparison.round(2).T
 
 
 # %%
-def committed(name):
-    """A CSV of `figures/`, or None."""
-    path = checkout() / "figures" / f"{name}.csv"
-    return read_table(path) if path.is_file() else None
-
-
 def spread(frame, by):
     """Means, standard deviations and spreads of PSNR to full precision (dB) of the runs of a row."""
     told = {"PSNR to FP (dB)": ("psnr_fp", "mean"), "deviation": ("psnr_fp", "std"), "spread": ("psnr_fp", np.ptp)}
     return frame.groupby(by, sort=False).agg(**told, runs=("psnr_fp", "size"), cpu_seconds=("cpu_seconds", "mean"))
 
 
-names = {lab.METHODS[m].name: label for m, label in METHODS.items()} | {"let": "LET's start"}
+names = METHODS | {"let": "LET's start"}
 runs, gaps, threads = (committed(f"{COMMITTED}{end}") for end in ("_runs", "_differences", "_threads_runs"))
 table = None
 if runs is not None:

@@ -20,7 +20,7 @@ import pandas as pd
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
 from passionsr_lab.evaluation import tables
-from passionsr_lab.tools.notebooks import checkout, figures_folder
+from passionsr_lab.tools.notebooks import committed, figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
@@ -85,12 +85,6 @@ live_figure
 
 
 # %%
-def committed(name):
-    """A CSV of `figures/`, or None."""
-    path = checkout() / "figures" / f"{name}.csv"
-    return pd.read_csv(path, comment="#") if path.is_file() else None
-
-
 table, runs = committed(COMMITTED), committed(f"{COMMITTED}_runs")
 if table is None:
     print(f"There is no figures/{COMMITTED}.csv yet: `make ablation` makes it.")

@@ -29,7 +29,7 @@ from passionsr_lab.evaluation.sweep import differences
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
 from passionsr_lab.methods import qartsr
-from passionsr_lab.tools.notebooks import checkout, figures_folder
+from passionsr_lab.tools.notebooks import checkout, committed, figures_folder
 from passionsr_lab.util.files import read_json
 
 # %% tags=["parameters"]
@@ -207,12 +207,6 @@ cost.round(2)
 
 
 # %%
-def committed(name):
-    """A CSV of `figures/`, or None."""
-    path = checkout() / "figures" / f"{name}.csv"
-    return pd.read_csv(path, comment="#") if path.is_file() else None
-
-
 runs, labels = committed(f"{COMMITTED}_runs"), {m.name: m.label for m in lab.METHODS.values()}
 if runs is None:
     print(f"There is no figures/{COMMITTED}.csv yet: `make lowbits` makes it.")

@@ -39,6 +39,14 @@ def checkout() -> Path:
     return (roots or [here])[0]
 
 
+def committed(name: str):
+    """The table `figures/NAME.csv` of the checkout, to the last bit, or None where there is none."""
+    from ..evaluation.tables import read_table
+
+    path = checkout() / "figures" / f"{name}.csv"
+    return read_table(path) if path.is_file() else None
+
+
 def figures_folder() -> Path:
     """Where notebooks save figures: `build/figures` of the checkout, and the committed `figures` in a refresh.
 

@@ -141,7 +141,7 @@ def test_every_pair_is_used_once_per_epoch_in_another_order_and_sizes_are_never_
     part = begin(replace(method, stages=(Stage("encoder", ("bounds",), 0.75),)), pairs=pairs[:6], epochs=2, batch=2)
     part.data.targets()
     steps = part._steps(task(part.stages[0][0], None, part.data))
-    assert len(steps) == 4 or len(steps) == 5, "1.5 times three"
+    assert len(steps) == 4, "1.5 times three, rounded to even"
     assert sorted(i for step in steps[:3] for i in step) == list(range(6)) and part.total == len(steps) + 2
 
 
@@ -188,7 +188,7 @@ def test_a_stage_ends_in_the_mean_of_its_last_states(begin, average, count):
     states = [state(work.q) for record in work.run() if record["event"] == "step"][-count:]
     for name, ended in state(work.q).items():
         mean = torch.stack([s[name] for s in states]).double().mean(0)
-        assert torch.allclose(ended.double(), mean, atol=1e-6) or ended.isinf().any(), name
+        assert torch.allclose(ended.double(), mean, atol=1e-6), name
     moved = [name for name in states[0] if not torch.equal(states[0][name], states[-1][name])]
     assert len(states) == count and (moved or count == 1)
 
