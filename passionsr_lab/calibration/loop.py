@@ -32,6 +32,7 @@ from .state import load_state, state
 from .task import Task, batches, expanded, task
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125)  # of the backtracking line search at a stage's end, longest first
+JUDGES = 16  # pairs at most whose loss says how a stage began and ended; of all of them it would cost as much as steps
 SAVE_EVERY = 60  # seconds between two states that a run keeps
 
 
@@ -73,6 +74,7 @@ class Calibration:
         self.q, self.method, self.rates = q, method, {**method.rates, **(rates or {})}
         self.epochs, self.batch, self.seed, self.compiled = epochs, batch, seed, passes.wanted(compiled)
         self.images = [pair.lr[None] for pair in pairs]
+        self.judges = sorted(np.random.default_rng(seed).permutation(len(pairs))[:JUDGES].tolist())
         self.data = Activations(q, self.images, lean)
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
         self.stage, self.step, self.first = 0, 0, math.nan
@@ -97,9 +99,10 @@ class Calibration:
         """Records: event, module, block, stage, step, of, first, loss, lr, step_length, and what they cost: seconds,
         cpu_seconds, peak_bytes.
 
-        Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs before and after the
-        stage, `first` is the one before.  A stage that would end above its start goes back along its way by a
-        backtracking line search: `step_length` is the part of the way that is left, 0 if it was undone wholly.
+        Events are "start", "step" and "end"; "start" and "end" carry the loss over all pairs, or over 16 drawn from
+        more, before and after the stage; `first` is the one before.  A stage that would end above its start goes back
+        along its way by a backtracking line search: `step_length` is the part of the way that is left, 0 if it was
+        undone wholly.
         The costs of all records together are those of the whole calibration: targets, upstream passes, losses and line
         searches are in the "start" and "end" records.
 
@@ -144,7 +147,7 @@ class Calibration:
             self.observe()
         if not self.stages and not self.ends:
             found = task(Stage("all", ("ranges",)), None, self.data)
-            self.first = found.mean_loss(self.batch)
+            self.first = self._judged(found)
             self.ends = [self._record(found.stage, None, "end", self.first, 0)]
             yield self.ends[0]
         while self.stage < len(self.stages):
@@ -159,7 +162,7 @@ class Calibration:
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first = self._last_of_same(stage, block)
-            self.first = work.mean_loss(self.batch) if self.first is None else self.first
+            self.first = self._judged(work) if self.first is None else self.first
             self.before = state(self.q)
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
@@ -173,7 +176,7 @@ class Calibration:
         if self.mean:
             load_state(self.q, self.mean)
             self.mean = {}
-        last, length = self._backtrack(work) if self.method.backtrack else (work.mean_loss(self.batch), 1.0)
+        last, length = self._backtrack(work) if self.method.backtrack else (self._judged(work), 1.0)
         self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
         self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
@@ -188,6 +191,9 @@ class Calibration:
         before, at = self.stages[self.stage - 1]
         same = replace(before, train=stage.train, epochs=stage.epochs) == stage and at == block
         return self.ends[-1]["loss"] if same else None
+
+    def _judged(self, work: Task) -> float:
+        return work.mean_loss(self.batch, self.judges)
 
     def _average(self, count: int) -> None:
         """Takes the state into the mean of a stage's last steps, of which this is the first, second, ..."""
@@ -204,7 +210,7 @@ class Calibration:
         after = state(self.q)
         for length in STEP_LENGTHS:
             load_state(self.q, {k: _between(self.before[k], after[k], length) for k in after})
-            loss = work.mean_loss(self.batch)
+            loss = self._judged(work)
             if loss < self.first:
                 return loss, length
         load_state(self.q, self.before)

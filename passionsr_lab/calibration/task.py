@@ -44,12 +44,12 @@ class Task:
         return sum(terms[1:], terms[0])
 
     @torch.no_grad()
-    def mean_loss(self, batch: int) -> float:
-        """The mean of all pairs' losses, `batch` of them at a time going through the model."""
-        found = []
-        for rows in batches(range(len(self.inputs)), self.shapes(), batch):
-            outputs = {at: y.split(1) for at, y in self.outputs([self.inputs[i] for i in rows]).items()}
-            for n, i in enumerate(rows):
+    def mean_loss(self, batch: int, rows: Sequence[int] | None = None) -> float:
+        """The mean of the losses of these pairs, or of all, `batch` of them at a time going through the model."""
+        found, rows = [], range(len(self.inputs)) if rows is None else rows
+        for chunk in batches(rows, self.shapes(), batch):
+            outputs = {at: y.split(1) for at, y in self.outputs([self.inputs[i] for i in chunk]).items()}
+            for n, i in enumerate(chunk):
                 targets = {at: self.targets[at][i] for at in outputs}
                 found.append(self._loss({at: ys[n] for at, ys in outputs.items()}, targets))
         return torch.stack(found).double().mean().item()
