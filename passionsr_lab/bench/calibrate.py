@@ -33,7 +33,7 @@ from ..quantization.layer import QuantLayer, mode
 from ..quantization.place import quantize, quantized_layers, segment_modules
 from ..quantization.recipe import recipe as recipe_named
 from ..store.keys import versions
-from ..util.machine import processor
+from ..util.machine import processor, threads
 from ..util.memory import Peak, resident
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ def calibrate(options: Steps) -> Iterator[dict]:
         `ratios` and `memory_ratios` over the fair bases; "whole" with the `share` of a calibration's CPU time that its
         steps take; and "ratios", all of them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         yield machine()
         found = []
         for name, case in _cases(options):
@@ -104,8 +102,6 @@ def calibrate(options: Steps) -> Iterator[dict]:
         if options.whole:
             yield _whole(options)
         yield {"step": "ratios"} | {key: {r["module"]: r[key] for r in found} for key in ("ratios", "memory_ratios")}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def machine() -> dict:

@@ -38,6 +38,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
 from ..util.extras import required
 from ..util.files import write_tensors
+from ..util.machine import threads
 from ..util.memory import Peak, available
 from .calibrate import machine
 
@@ -81,9 +82,7 @@ def deploying(options: Deploying) -> Iterator[dict]:
         (seconds in integers and in float; None where that was not measured), and the routes that there was no room
         for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
-    try:
+    with threads(options.threads):
         packages = {name: version(name) for name in ("onnx", "openvino", "onnxruntime")}
         yield machine() | packages | {"precision": "f32", "clock": "processor" if options.threads == 1 else "wall"}
         with tempfile.TemporaryDirectory() as held:
@@ -102,8 +101,6 @@ def deploying(options: Deploying) -> Iterator[dict]:
                 found[-1]["decibels"]["simulated to itself"] = itself[name]
                 yield found[-1]
         yield {"step": "ratios", "ratios": ratios(found)}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def ratios(found: list[dict]) -> dict[str, float]:

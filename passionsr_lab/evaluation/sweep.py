@@ -6,10 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from pathlib import Path
-
-import torch
 
 from ..methods import DEFAULT, find
 from ..quantization.recipe import Recipe
@@ -17,6 +14,7 @@ from ..quantization.recipe import recipe as recipe_named
 from ..store.keys import arithmetic, calibration_key, pairs_digest, versions
 from ..store.models import calibrated
 from ..store.results import kept
+from ..util.machine import threads
 
 DEFAULTS = {
     "model": "tiny", "recipe": "W6A6", "method": DEFAULT, "seed": 0, "epochs": 4, "batch": 4,
@@ -65,20 +63,9 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
         q = calibrated(pipe, recipe, method, pairs, store=store, **options)
         return measured(pipe, q, tests) | q.history["cost"]
 
-    with _threads(c["threads"]):
+    with threads(c["threads"]):
         result = kept(content | {"tests": pairs_digest(tests), "of": "sweep"}, make, store)
         return c | {"recipe": recipe.name, "method": method.name} | result | versions() | arithmetic()
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Within the block torch has so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _recipe(recipe: Recipe | str) -> Recipe:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,3 +38,14 @@ def processor() -> Processor:
     model = re.search(r"model name\s*: (.*)", text)
     flags = [name for name, flag in FLAGS.items() if re.search(rf"\b{flag}\b", text)]
     return Processor(model[1] if model else platform.machine(), os.cpu_count(), flags, used)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Within the block torch has so many threads, or as many as before for None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -148,6 +148,15 @@ def test_every_pair_is_used_once_per_epoch_in_another_order_and_sizes_are_never_
 # -- the line search --------------------------------------------------------------------------------------------------
 
 
+def test_of_more_than_16_pairs_16_say_how_a_stage_began(begin):
+    work = begin(one(Stage("encoder", ("bounds",))), pairs=lab.bundled("calibration", 20, 32))
+    first, other = next(work.run()), begin(pairs=lab.bundled("calibration", 20, 32), seed=1)
+    full = lambda x: work.data.full["encoder"][[x is y for y in work.data.inputs].index(True)]
+    judged, every = (loss([work.data.inputs[i] for i in rows], work.q.encode, full) for rows in (work.judges, range(20)))
+    assert first["loss"] == pytest.approx(judged, rel=1e-3) != pytest.approx(every, rel=1e-3)
+    assert len(set(work.judges)) == 16 and set(other.judges) != set(work.judges)
+
+
 def test_a_stage_that_gets_worse_is_undone_wholly(run):
     q, records = run("lbq+let", UNET, rates={"transform": 3.0, "bounds": 300.0})
     start, end = records[0], records[-1]
