@@ -12,7 +12,7 @@ from .sweeping import asked, of_runs, shown, swept
     "compare --methods lbq,passionsr --tuned tuning.csv --cost 100 --csv equal.csv",
 )  # fmt: skip
 @of_runs
-@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method and recipe")
+@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method")
 @click.option(
     "--cost", type=click.FloatRange(0, min_open=True),
     help="run once more, with as many epochs as make every method that trains cost about so many CPU seconds",

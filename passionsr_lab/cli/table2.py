@@ -27,7 +27,7 @@ from .options import COUNT, DEVICE, FOLDER, JOBS, MODEL, NAMES, NATURAL, PATH, S
 @click.option("--epochs", type=COUNT, help="of the calibration", show_default="4")
 @click.option("--batch", type=COUNT, help="of the calibration", show_default="4")
 @click.option("--seed", type=NATURAL, help="of the calibration", show_default="0")
-@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method and width")
+@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method")
 def table2(out, resume, store, jobs, **options) -> Told:
     """A table that was stopped goes on; what is in the store is taken from there."""
     from ..evaluation.table2 import Plan, run

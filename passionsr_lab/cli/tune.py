@@ -11,7 +11,8 @@ from .sweeping import asked, of_runs, shown, swept
 @of_runs
 @click.option("--csv", type=FILE, required=True, help="the table to write, for compare --tuned")
 def tune(recipes, methods, store, jobs, csv, **runs) -> Told:
-    """Every method that trains runs with 0.3, 1 and 3 times its rates; the best on tuning pictures is chosen.
+    """Every method that trains runs with 0.3, 1, 3 and 10 times its rates; the best on tuning pictures, in the
+    mean over recipes and seeds, is chosen.
 
     Tuning pictures are neither those of calibration nor those of tests.  A stopped tuning goes on where it was.
     """

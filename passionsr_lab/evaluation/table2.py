@@ -54,7 +54,7 @@ class Plan:
     methods: "FP", "PassionSR-FP", or registered ones.
     protocol, metrics: as for `scores.score`.
     images, pairs, size, epochs, batch, seed: of the calibration, as for `python -m passionsr_lab calibrate`.
-    tuned: a table that `tune` wrote, with the learning rates of every method and width.
+    tuned: a table that `tune` wrote, with the learning rates of every method.
     device: where it runs; off the CPU calibrations are `lean`.
     """
 
@@ -94,7 +94,7 @@ class Plan:
         rates = None if self.tuned is None else Rates(self.tuned)
         rows = [(bits, find(name)) for bits in self.bits for name in self.methods if name not in FULL_METHODS]
         return [
-            (bits, method if rates is None else method.faster(rates.of(self.model, bits, method.name)))
+            (bits, method if rates is None else method.faster(rates.of(self.model, method.name)))
             for bits, method in rows
         ]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..methods import find
 
-TUNED = ["model", "recipe", "method"]  # what has rates of its own
-FACTORS = (0.3, 1.0, 3.0)  # of a method's learning rates, all of them together
+TUNED = ["model", "method"]  # what has rates of its own
+FACTORS = (0.3, 1.0, 3.0, 10.0)  # of a method's learning rates, all of them together
 
 
 def tuning_grid(recipes: Iterable[str], methods: Iterable[str], factors: Iterable[float] = FACTORS, **settings):
@@ -25,8 +25,12 @@ def tuning_grid(recipes: Iterable[str], methods: Iterable[str], factors: Iterabl
 
 
 def chosen(frame):
-    """The runs of a tuning with a column `chosen`: per model, recipe and method the factor of the best mean PSNR to
-    full precision on the tuning pictures, the smaller one of equals."""
+    """The runs of a tuning with a column `chosen`: per model and method the factor of the best mean PSNR to full
+    precision on the tuning pictures, the smaller one of equals.
+
+    The mean is over recipes and seeds: rates are in steps of a grid or parts of a range, which suits all widths, while
+    one run at one width tells neighbouring factors apart by luck.
+    """
     means = frame.groupby([*TUNED, "rates"], sort=False).psnr_fp.mean().reset_index()
     best = means.sort_values("rates").loc[lambda t: t.groupby(TUNED).psnr_fp.idxmax()]
     keys = set(best[[*TUNED, "rates"]].itertuples(index=False, name=None))
@@ -49,25 +53,23 @@ class Rates:
         table = table[table.chosen]
         self.file, self.found = file, dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
 
-    def of(self, model: str, recipe: str, method: str) -> float:
-        """The factor for a method at a recipe of a model, 1 for one that does not train.
+    def of(self, model: str, method: str) -> float:
+        """The factor for a method on a model, 1 for one that does not train.
 
         Raises:
             ValueError: the table does not have it.
         """
         if not find(method).stages:
             return 1.0
-        if (model, recipe, method) not in self.found:
-            raise ValueError(f"{self.file} has no rates for {method} at {recipe} of {model}; run `tune` with it.")
-        return self.found[model, recipe, method]
+        if (model, method) not in self.found:
+            raise ValueError(f"{self.file} has no rates for {method} on {model}; run `tune` with it.")
+        return self.found[model, method]
 
 
 def with_chosen(configurations, file: str | Path):
     """The configurations with the `rates` of a table that `tune` wrote; `ValueError` as for `Rates`."""
-    rates, rows = Rates(file), configurations.itertuples()
-    return configurations.assign(
-        rates=[rates.of(row.model, getattr(row.recipe, "name", row.recipe), row.method) for row in rows]
-    )
+    rates = Rates(file)
+    return configurations.assign(rates=[rates.of(row.model, row.method) for row in configurations.itertuples()])
 
 
 def at_cost(configurations, frame, cpu_seconds: float):
@@ -80,7 +82,7 @@ def at_cost(configurations, frame, cpu_seconds: float):
             over seeds.
         cpu_seconds: of a whole calibration.
     """
-    taken = frame.groupby(TUNED).cpu_seconds.transform("mean")
+    taken = frame.groupby([*TUNED, "recipe"]).cpu_seconds.transform("mean")
     epochs = (frame.epochs * cpu_seconds / taken).round().clip(lower=1).astype(int)
     trained = [bool(find(method).stages) for method in configurations.method]
     return configurations.assign(epochs=epochs.where(trained, frame.epochs).to_numpy())

@@ -152,7 +152,8 @@ def test_of_more_than_16_pairs_16_say_how_a_stage_began(begin):
     work = begin(one(Stage("encoder", ("bounds",))), pairs=lab.bundled("calibration", 20, 32))
     first, other = next(work.run()), begin(pairs=lab.bundled("calibration", 20, 32), seed=1)
     full = lambda x: work.data.full["encoder"][[x is y for y in work.data.inputs].index(True)]
-    judged, every = (loss([work.data.inputs[i] for i in rows], work.q.encode, full) for rows in (work.judges, range(20)))
+    of = lambda rows: loss([work.data.inputs[i] for i in rows], work.q.encode, full)
+    judged, every = of(work.judges), of(range(20))
     assert first["loss"] == pytest.approx(judged, rel=1e-3) != pytest.approx(every, rel=1e-3)
     assert len(set(work.judges)) == 16 and set(other.judges) != set(work.judges)
 

@@ -169,7 +169,7 @@ def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, m
         monkeypatch.setitem(DEFAULTS, name, value)
     shared = ("--model", model, "--recipes", "W4A4", "--epochs", 1, "--pairs", 1, "--cache", tmp_path / "c")
     code, result, _ = told("tune", *shared, "--methods", "maxmin,lbq", "--csv", tmp_path / "tuning.csv")
-    assert code == 0 and [row["rates"] for row in result["runs"]] == [0.3, 1.0, 3.0]
+    assert code == 0 and [row["rates"] for row in result["runs"]] == [0.3, 1.0, 3.0, 10.0]
     assert {(row["method"], row["tests"]) for row in result["runs"]} == {("lbq", "tuning")}
     best = max(result["runs"], key=lambda row: row["psnr_fp"])
     compared = ("compare", *shared, "--tuned", tmp_path / "tuning.csv", "--methods")
