@@ -5,7 +5,7 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make ablation  Table 4 on the embedded model, three seeds: figures/ablation.csv (about a quarter of an hour)
+# make methods   every method tuned alike, three seeds, and at equal cost: figures/methods*.csv (about two hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC and joint training, five seeds, two models: figures/stability.csv (about 40 minutes)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
@@ -21,7 +21,7 @@ export PASSIONSR_STORE = $(CURDIR)/build/store
 MODULES = $(subst /,.,$(basename $(filter-out %__init__.py,$(wildcard passionsr_lab/*/*.py))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks ablation stability lowbits mixed slow browser docs wheel clean
+.PHONY: figures test lab lint unit notebooks methods stability lowbits mixed slow browser docs wheel clean
 
 figures: $(READY)
 	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P 2 $(BIN)/python -m passionsr_lab.tools.notebooks refresh
@@ -46,8 +46,19 @@ notebooks: $(READY)
 
 # Many pairs once, not few of them often: with other pairs a calibration then ends nearly as well.
 PAIRS := --pairs 64 --epochs 1
-ablation: $(READY)
-	$(BIN)/python -m passionsr_lab compare $(PAIRS) --seeds 3 --jobs 2 --csv figures/ablation.csv
+ALL := maxmin,let,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
+FEW := lbq+let,passionsr,efficientdm
+TABLE := --seeds 3 --jobs 2 --csv figures/methods
+methods: $(READY)
+	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(FEW) --recipes W6A6 --tuned figures/tuning.csv \
+	    --cost 100 $(TABLE)_cost.csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
+	    --recipes W6A6 $(TABLE)_published.csv
+	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv
+	$(BIN)/python -m passionsr_lab compare --methods q-diffusion --tuned figures/tuning_q_diffusion.csv \
+	    $(TABLE)_q_diffusion.csv
 
 # Five seeds, of the embedded model and of one of other widths; and two threads.
 # PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.

@@ -33,7 +33,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = ["W6A6", "W4A4"]  # bits of weights and activations
 METHODS = {"maxmin": "MaxMin", "passionsr": "PassionSR"}  # name in the library: name in the figures
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 4, 4, 0  # as in `06` and `07`, so that all show the same calibrated models, from one store
+EPOCHS, BATCH, SEED = 4, 4, 0  # as in `06`, so that both show the same calibrated models, from one store
 TEST_SIZE = 256  # HR pixels of the test crops
 PICTURE, BOX = 1, (128, 68, 64, 64)  # the test picture that is shown; x, y, width, height of the enlarged part
 FIGURES = figures_folder()
@@ -75,7 +75,7 @@ models = {
     for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS")
 }
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-caption |= {"one run": "each", "from the store": "as in 06 and 07"}
+caption |= {"one run": "each", "from the store": "as in 06"}
 records = {key: lab.records(q) for key, q in models.items()}
 outputs = {key: [q(pair.lr) for pair in tests] for key, q in models.items()}
 

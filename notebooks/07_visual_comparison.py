@@ -7,8 +7,8 @@
 # full precision, and every method at W6A6 and W4A4; maps of their errors on one scale; then a line to move between any
 # two versions of a picture. The boxes are knobs, in pixels of the original, so that every figure can be made again.
 #
-# **How long.** Three to four minutes on two cores, and half a minute once the store holds the models (`00` and `06` show
-# the same ones at the same settings); the cell that calibrates says how much is left.
+# **How long.** Four to five minutes on two cores, and half a minute once the store holds the models; the cell that
+# calibrates says how much is left.
 #
 # **What is simulated.** The low bits: these are the pictures that a low-bit model makes, computed in floating point.
 
@@ -22,15 +22,18 @@ from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.imaging.pairs import named
 from passionsr_lab.imaging.pictures import upsample
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
-from passionsr_lab.tools.notebooks import figures_folder
+from passionsr_lab.tools.notebooks import committed, figures_folder
 
 # %% tags=["parameters"]
 MODEL = "tiny"  # or a folder or hub id that lab.load reads
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RECIPES = ["W6A6", "W4A4"]
-METHODS = {"maxmin": "MaxMin", "lbq": "LBQ", "lbq+let": "LBQ + LET", "passionsr": "PassionSR"}
+METHODS = {"maxmin": "MaxMin", "lsq": "LSQ", "q-diffusion": "Q-Diffusion", "efficientdm": "EfficientDM"}
+METHODS |= {"svdquant": "SVDQuant", "passionsr": "PassionSR"}
+TUNED = "tuning", "tuning_q_diffusion"  # figures/NAME.csv: learning rates of the embedded model
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-EPOCHS, BATCH, SEED = 4, 4, 0  # as in `00` and `06`, so that all show the same calibrated models, from one store
+FEWER = {"q-diffusion": 1}  # epochs of a method, instead of the others': these cost about as much
+EPOCHS, BATCH, SEED = 4, 4, 0
 TEST_SIZE = 256  # HR pixels of the test crops; the boxes belong to this size
 BOXES = {  # test picture: x, y, width, height
     "chelsea_0": (128, 68, 64, 64),
@@ -43,24 +46,29 @@ FIGURES = figures_folder()
 pd.Series(provenance(MODEL, SEED, ", ".join(RECIPES)) | {"device": DEVICE}, name="provenance").to_frame()
 
 # %% [markdown]
-# ## Naive: full precision and MaxMin. Methods: LBQ, LBQ + LET, PassionSR
-# All are calibrated on the same crops of other photographs. One picture per method and width is kept for every test
-# photograph.
+# ## Naive: full precision and MaxMin. Methods: the paper's opponents, SVDQuant and PassionSR
+# All are calibrated on the same crops of other photographs, those that train with the learning rates that were best on
+# tuning pictures (`make methods`) and for about the same time (Q-Diffusion has a quarter of the epochs). `11` says what
+# each does, `06` what PassionSR's parts bring, `10` which method is better and by how much. SVDQuant keeps a 16-bit branch
+# beside every layer, which costs operations that the others do not need.
 
 # %%
 pipe = lab.load(MODEL).to(DEVICE)
 tests = named(lab.bundled("test", size=TEST_SIZE), BOXES)
 full = {name: pipe(pair.lr) for name, pair in tests.items()}
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
-options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
+options = {"batch": BATCH, "seed": SEED}
 asked = [(recipe, method) for recipe in RECIPES for method in METHODS]
 costs = [1 + 9 * bool(lab.METHODS[method].stages) for _, method in asked]
-models = {
-    (recipe, METHODS[method]): lab.calibrated(pipe, recipe, method, calibration, **options)
-    for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS")
-}
+tables = [committed(name) for name in TUNED if MODEL == "tiny"]
+rates = {r.method: r.rates for t in tables if t is not None for r in t[t.chosen].itertuples()}
+models = {}
+for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS"):
+    tuned, epochs = lab.METHODS[method].faster(rates.get(method, 1)), FEWER.get(method, EPOCHS)
+    models[recipe, METHODS[method]] = lab.calibrated(pipe, recipe, tuned, calibration, epochs=epochs, **options)
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-caption |= {"one run": "each", "from the store": "as in 00 and 06"}
+caption |= {f"{METHODS[method]}'s epochs": count for method, count in FEWER.items()}
+caption |= {"one run": "each", "rates": "tuned" if rates else "untuned"}
 outputs = {key: {name: q(pair.lr) for name, pair in tests.items()} for key, q in models.items()}
 
 # %%

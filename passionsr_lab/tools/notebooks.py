@@ -24,7 +24,7 @@ from ..util.files import replacing
 from .pairing import check
 
 FIGURES = "PASSIONSR_FIGURES"  # the environment's name for the folder of figures, below the checkout
-THREADS = "2"  # of torch while a notebook is refreshed: sums, and so figures, depend on their number
+THREADS = "1"  # of torch while a notebook is refreshed, as in `make test`: the same numbers, and so the same store
 PHOTOGRAPH = 60_000  # bytes from which a PNG output is worth a JPEG
 WIDGET = "application/vnd.jupyter.widget-view+json"
 INSTEAD = "(an interactive widget: it appears when the notebook runs; the static picture shows the same)"
@@ -62,7 +62,7 @@ def refresh(source: str | Path, progress: Callable[[int, int], None] | None = No
     """Executes a notebook from its source, top to bottom in its own folder, and writes it beside the source.
 
     What depends on the moment or the machine is taken out: widget state, times, absolute paths, random cell ids.
-    The kernel computes with two threads and saves to `figures`, unless the environment says otherwise.
+    The kernel computes with one thread and saves to `figures`, unless the environment says otherwise.
 
     Args:
         source: the percent-format file; its .ipynb is replaced only when every cell went well.
