@@ -7,7 +7,7 @@
 # full precision, and every method at W6A6 and W4A4; maps of their errors on one scale; then a line to move between any
 # two versions of a picture. The boxes are knobs, in pixels of the original, so that every figure can be made again.
 #
-# **How long.** Four to five minutes on two cores, and half a minute once the store holds the models; the cell that
+# **How long.** Six to eight minutes on one core, and half a minute once the store holds the models; the cell that
 # calibrates says how much is left.
 #
 # **What is simulated.** The low bits: these are the pictures that a low-bit model makes, computed in floating point.
@@ -32,7 +32,7 @@ METHODS = {"maxmin": "MaxMin", "lsq": "LSQ", "q-diffusion": "Q-Diffusion", "effi
 METHODS |= {"svdquant": "SVDQuant", "passionsr": "PassionSR"}
 TUNED = "tuning", "tuning_q_diffusion"  # figures/NAME.csv: learning rates of the embedded model
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-FEWER = {"q-diffusion": 1}  # epochs of a method, instead of the others': these cost about as much
+FEWER = {"q-diffusion": 1}  # epochs of a method, instead of the others'; its blocks take long
 EPOCHS, BATCH, SEED = 4, 4, 0
 TEST_SIZE = 256  # HR pixels of the test crops; the boxes belong to this size
 BOXES = {  # test picture: x, y, width, height
@@ -48,8 +48,8 @@ pd.Series(provenance(MODEL, SEED, ", ".join(RECIPES)) | {"device": DEVICE}, name
 # %% [markdown]
 # ## Naive: full precision and MaxMin. Methods: the paper's opponents, SVDQuant and PassionSR
 # All are calibrated on the same crops of other photographs, those that train with the learning rates that were best on
-# tuning pictures (`make methods`) and for about the same time (Q-Diffusion has a quarter of the epochs). `11` says what
-# each does, `06` what PassionSR's parts bring, `10` which method is better and by how much. SVDQuant keeps a 16-bit branch
+# tuning pictures (`make methods`); Q-Diffusion, whose blocks take long, has a quarter of the epochs. `11` says what each
+# does, `06` what PassionSR's parts bring, `10` which method is better and by how much. SVDQuant keeps a 16-bit branch
 # beside every layer, which costs operations that the others do not need.
 
 # %%
