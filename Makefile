@@ -5,7 +5,7 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, and at equal cost: figures/methods*.csv (about two hours)
+# make methods   every method tuned alike, three seeds, some for longer: figures/methods*.csv (about two hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC and joint training, five seeds, two models: figures/stability.csv (about 40 minutes)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)

@@ -22,8 +22,9 @@ PALE = {"linewidth": 0.7, "alpha": 0.6}
 def loss_curves(records: DataFrame, heading: str = "Calibration loss of each module", smooth: int | None = None):
     """Loss at every step, logarithmic; one panel per module, its stages as bands, runs on top of each other.
 
-    Hollow and filled marks, joined, are the loss over all pairs before and after a stage; a cross where a stage was
-    taken back, partly or wholly.  Pale lines are each step's own batch, with their running mean.
+    Hollow and filled marks, joined, are the loss over all pairs (of more than 16, over those that a calibration draws)
+    before and after a stage; a cross where a stage was taken back, partly or wholly.  Pale lines are each step's own
+    batch, with their running mean.
 
     Args:
         records: what `calibrate` returns (columns event, module, stage, step, of, loss; `step_length` if there is one),
