@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -27,12 +28,13 @@ from torch import Tensor, nn
 
 from ..deployment.engines import ENGINES, OpenVINO
 from ..deployment.folder import NETWORKS, Part, read
-from ..deployment.pipeline import EMIT, deploy, ends, engine, load_deployed, save_onnx
+from ..deployment.pipeline import EMIT, LARGEST, deploy, ends, engine, load_deployed, save_onnx
 from ..fullsize.sd21 import sd21
 from ..imaging.pairs import Pair, bundled
 from ..imaging.psnr import psnr_rgb, psnr_y, sqnr
 from ..methods import calibrate
 from ..pipeline.onestep import OneStepSR
+from ..quantization.layer import QuantLayer
 from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
@@ -76,11 +78,12 @@ def deploying(options: Deploying) -> Iterator[dict]:
     Yields:
         "machine"; "deploy" (sizes, and the layers that run in float here); "pictures", how far the deployed pipeline is
         from the simulated one, in dB, and that from itself with torch's own convolutions in place of oneDNN's, which
-        sum in another order, both also to HR (not of random weights); "memory", the peaks of new processes that load
-        the model and restore a picture; per network "network" with the medians `seconds` of all routes, the fastest
-        float32 one as `base`, the same `decibels` of it alone, the layers that are `slower` in integers on their own
-        (seconds in integers and in float; None where that was not measured), and the routes that there was no room
-        for; and "ratios": base over deployed of every network, and of the three's sum as `pipeline`.
+        sum in another order, and from itself in channels-last; both also to HR (not of random weights); "memory", the
+        peaks of new processes that load the model and restore a picture; per network "network" with the medians
+        `seconds` of all routes, the fastest float32 one as `base`, the same `decibels` of it alone, the layers that are
+        `slower` in integers on their own (seconds in integers and in float; None where that was not measured), and the
+        routes that there was no room for; and "ratios": base over deployed of every network, and of the three's sum as
+        `pipeline`.
     """
     with threads(options.threads):
         packages = {name: version(name) for name in ("onnx", "openvino", "onnxruntime")}
@@ -159,14 +162,29 @@ def _summed_otherwise(run: Run, x: Tensor) -> Tensor:
             return run(x)
 
 
+@contextmanager
+def _channels_last_layers(q: QuantizedSR) -> Iterator[None]:
+    """Every convolution's output is in channels-last within the block, and what follows sums in that order."""
+    last = lambda layer, x, y: y.contiguous(memory_format=torch.channels_last) if y.ndim == 4 else y
+    hooks = [layer.register_forward_hook(last) for layer in q.modules() if isinstance(layer, QuantLayer)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _pictures(q: QuantizedSR, folder: Path, options: Deploying) -> dict[str, float]:
     """Means over test pictures: dB between what the models make of them, and PSNR-Y against HR."""
     ready, rows = load_deployed(folder / DEPLOYED), []
     for pair in bundled("test", PICTURES, options.size // 2):
         plain, ours = q(pair.lr), ready(pair.lr)
+        with _channels_last_layers(q):
+            last = q(pair.lr)
         rows.append({
             "deployed to simulated": psnr_rgb(ours, plain),
             "simulated to itself": psnr_rgb(_summed_otherwise(q, pair.lr), plain),
+            "simulated to itself in channels-last": psnr_rgb(last, plain),
             "deployed to HR": psnr_y(ours, pair.hr), "simulated to HR": psnr_y(plain, pair.hr),
         })  # fmt: skip
     return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
@@ -202,6 +220,9 @@ def _measured(name: str, pipe: OneStepSR, ready: OneStepSR, folder: Path, option
     if slower:
         grids = {f"{layer}.act" for layer in slower}
         routes[MIXED] = engine(read(folder / DEPLOYED)[1][name], options.backend, grids)
+    for run in routes.values():
+        if isinstance(run, OpenVINO):
+            run.keeps = name == LARGEST
     outputs = {route: run(x) for route, run in routes.items()}
     clock = time.process_time if options.threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {route: [] for route in routes}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import Tensor
 from ..util.extras import required
 
 KEPT = 4  # compiled shapes of one network
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 class OpenVINO:
@@ -23,23 +22,28 @@ class OpenVINO:
     Args:
         source: an ONNX file's bytes or its path.
         precision: of what is not in integers, "f32" or "bf16"; never what the engine would choose unasked.
+
+    Attributes:
+        keeps: whether the memory of activations is held from call to call of one shape, which is faster; three networks
+            that run one after the other do better to give it back, but for the largest.
     """
+
+    keeps = False
 
     def __init__(self, source: bytes | str, precision: str = "f32"):
         self.core = required("openvino").Core()
         self.model, self.precision = self.core.read_model(source), precision
-        self.compiled: OrderedDict[tuple, Run] = OrderedDict()
+        self.compiled: OrderedDict = OrderedDict()  # by shape and threads, the last used one last
         self._lock = Lock()
 
     def __call__(self, x: Tensor) -> Tensor:
         """The network's output, float32, for x (B, C, H, W)."""
         with self._lock:
-            key = tuple(x.shape), torch.get_num_threads()
-            run = self.compiled.pop(key, None) or self._compile(x.shape)
-            self.compiled[key] = run
-            while len(self.compiled) > KEPT:
-                self.compiled.popitem(last=False)
-            return torch.from_numpy(run(x.detach().float().contiguous().numpy()))
+            compiled = self._compiled(tuple(x.shape), torch.get_num_threads())
+            found = np.array(compiled([x.detach().float().contiguous().numpy()])[0])
+            if not self.keeps:
+                compiled.release_memory()
+            return torch.from_numpy(found)
 
     def layer_seconds(self, x: Tensor, rounds: int) -> dict[str, float]:
         """Median seconds of every convolution and product with weights, by the layer's name."""
@@ -54,16 +58,17 @@ class OpenVINO:
                     found[node.node_name.partition("/")[0]].append(node.real_time.total_seconds())
         return {name: statistics.median(seconds) for name, seconds in found.items()}
 
-    def _compile(self, shape: torch.Size) -> Run:
-        self.model.reshape(list(shape))
-        compiled = self.core.compile_model(self.model, "CPU", self._settings())
-
-        def run(x: np.ndarray) -> np.ndarray:
-            found = np.array(compiled([x])[0])
-            compiled.release_memory()  # of activations, which three networks would hold side by side
-            return found
-
-        return run
+    def _compiled(self, *key):
+        last = next(reversed(self.compiled), key)
+        if last != key:
+            self.compiled[last].release_memory()
+        if key not in self.compiled:
+            self.model.reshape(list(key[0]))
+            self.compiled[key] = self.core.compile_model(self.model, "CPU", self._settings())
+            if len(self.compiled) > KEPT:
+                self.compiled.popitem(last=False)
+        self.compiled.move_to_end(key)
+        return self.compiled[key]
 
     def _settings(self) -> dict:
         return {
@@ -76,6 +81,8 @@ class OnnxRuntime:
     """The same with ONNX Runtime, for any shape; its floats are float32."""
 
     providers: Sequence = ("CPUExecutionProvider",)
+
+    keeps = True
 
     def __init__(self, source: bytes | str):
         runtime = required("onnxruntime")

@@ -25,6 +25,7 @@ from .safe import in_float, saturating
 
 MESSAGE = 2**28  # bytes of weights beyond which an engine is given a file: a message is copied, and ends at 2**31
 EMIT = {"encoder": emit_encoder, "unet": emit_unet, "decoder": emit_decoder}
+LARGEST = "decoder"  # in activations
 ENDS = {"encoder": ("image", "latent"), "unet": ("latent", "noise"), "decoder": ("latent", "image")}
 
 
@@ -201,6 +202,7 @@ def load_deployed(folder: str | Path, backend: str | None = None) -> DeployedSR:
     backend = backend or description["backend"]
     require_engine(backend)
     engines = {name: engine(parts.pop(name), backend) for name in NETWORKS}
+    engines[LARGEST].keeps = True
     description["here"] = {"backend": backend, "in_float": _risky_rows(description) if saturating(backend) else []}
     return _pipeline(description, engines)
 

@@ -53,7 +53,8 @@ def test_the_benchmark_compares_with_the_fastest_float32_route(cli, model, monke
     told = json.loads(out)
     assert code == 0 and told == json.loads((tmp_path / "report.json").read_text())
     machine, deployed, pictures, memory, *networks = told["records"]
-    assert pictures["deployed to simulated"] > 25 and pictures["simulated to itself"] > 25
+    other = "simulated to itself in channels-last"
+    assert all(pictures[key] > 25 for key in ("deployed to simulated", "simulated to itself", other))
     assert abs(pictures["deployed to HR"] - pictures["simulated to HR"]) < 0.1
     assert memory.keys() == {"step", "float32_bytes", "deployed_bytes"}
     assert machine["precision"] == "f32" and machine["openvino"] and deployed["bytes"] < deployed["float32_bytes"]
