@@ -8,8 +8,8 @@
 #
 # **What you will see.** DQC's stages as rows of data; the loss of each module with and without DQC (the paper's
 # Figure 5), drawn while it falls; the quality reached after equal steps and after equal seconds; the memory of a step;
-# then both with five seeds, on two models, at three widths, as they are kept in `figures/stability.csv`. In the
-# paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint training, for 1 dB less PSNR.
+# then both with five seeds, on three models, at three widths, as they are kept in `figures/stability.csv`; and what more
+# pairs bring. In the paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint training, for 1 dB less PSNR.
 #
 # **How long.** About a minute and a half on two cores; the cell that calibrates says how much is left.
 #
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
+from scipy.stats import t
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
@@ -40,6 +41,7 @@ EPOCHS, BATCH, SEED = 4, 4, 0  # joint calibration makes as many updates of modu
 TESTS, TEST_SIZE = 4, 128
 EVERY = 6  # steps between two measurements
 COMMITTED = "stability"  # figures/stability_runs.csv (every run) and figures/stability_differences.csv
+FEWER = (64, 128)  # pairs, of figures/stability_64_runs.csv and so on
 FIGURES = figures_folder()
 
 # %%
@@ -234,9 +236,10 @@ comparison.round(2).T
 # %% [markdown]
 # ## With seeds, and on other models
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
-# both calibrations, and LET's untrained start (`let`), with five seeds, each with 64 crops of its own, on the embedded
-# model and on one of other widths and latent channels, which the package's own command trains. *Spread* is the largest
-# difference between two of a row's runs, *below start* how many of them end below LET's start from the same pairs.
+# both calibrations, and LET's untrained start (`let`), with five seeds, each with 256 crops of its own that are seen once,
+# on the embedded model at both ends of its timesteps and on one of other widths and latent channels, which the package's
+# own command trains. *Spread* is the largest difference between two of a row's runs, *below start* how many of them end
+# below LET's start from the same pairs.
 
 
 # %%
@@ -262,7 +265,7 @@ if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
     drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + ", " + runs.recipe)
-    heading = "DQC, joint training and LET's start on two models: all runs"
+    heading = "DQC, joint training and LET's start on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)
     stable.axes[0].set_xlabel("model, recipe")
     plots.save(stable, "05_stability", FIGURES)
@@ -292,6 +295,24 @@ if gaps is not None:
     gained = gaps[(gaps.method == "passionsr") & (gaps.other == "lbq+let")].set_index(["model", "recipe"])
     gained = gained[["difference", "half_width", "seeds"]]
 gained.round(2) if gained is not None else None
+
+# %% [markdown]
+# ## How many pairs are enough
+# The same two calibrations of the embedded model, at the same bits, from fewer crops that are seen once as well: where
+# they end, how far seeds are apart, and what twice as many crops bring (the mean of the differences between equal seeds,
+# with half of its 95 % interval).
+
+# %%
+budget, parts = None, [committed(f"{COMMITTED}_{pairs}_runs") for pairs in FEWER]
+if runs is not None and all(part is not None for part in parts):
+    alike = parts[0]
+    few = pd.concat([*parts, runs[runs.method.isin(alike.method)]])
+    few = few[few.model.isin(alike.model) & few.recipe.isin(alike.recipe) & few.seed.isin(alike.seed)]
+    budget = spread(few.sort_values(["method", "pairs"]), ["method", "pairs"])
+    more = few.pivot(index=["method", "seed"], columns="pairs", values="psnr_fp").diff(axis=1).groupby("method")
+    budget["over half as many"] = more.mean().stack()
+    budget["half_width"] = (t.ppf(0.975, more.count() - 1) * more.sem()).stack()
+budget.rename(names).round(2) if budget is not None else None
 
 # %% [markdown]
 # ## Your turn

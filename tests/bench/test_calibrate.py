@@ -10,8 +10,14 @@ from passionsr_lab.bench.calibrate import BASE, Steps
 QUICK = {"batch": 1, "crop": 32, "rounds": 1, "blocks": False, "whole": False}
 
 
-def test_every_module_and_stage_has_a_ratio_over_its_base():
-    machine, *modules, ratios = bench.calibrate(Steps(**QUICK))
+@pytest.fixture(scope="module")
+def ran():
+    """All records of one run."""
+    return list(bench.calibrate(Steps(**QUICK)))
+
+
+def test_every_module_and_stage_has_a_ratio_over_its_base(ran):
+    machine, *modules, ratios = ran
     assert machine["threads"] == 1 and machine["cores"] >= 1 and machine["torch"]
     assert [m["module"] for m in modules] == ["encoder", "unet", "decoder"]
     for module in modules:
@@ -24,10 +30,11 @@ def test_every_module_and_stage_has_a_ratio_over_its_base():
                 assert ratios["memory_ratios"][module["module"]][name] == pytest.approx(peaks[name] / peaks[base])
 
 
-def test_the_command_prints_one_object_and_writes_it(cli, monkeypatch, tmp_path):
-    original = bench.calibrate
-    monkeypatch.setattr(bench, "calibrate", lambda options: original(Steps(options.recipe, **QUICK)))
-    code, out, err = cli("bench", "calibrate", "--json", "--report", tmp_path / "report.json")
+def test_the_command_prints_one_object_and_writes_it(cli, ran, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(bench, "calibrate", lambda options: asked.append(options.recipe) or iter(ran))
+    code, out, err = cli("bench", "calibrate", "--recipe", "W4A8", "--json", "--report", tmp_path / "report.json")
     told = json.loads(out)
-    assert code == 0 and told == json.loads((tmp_path / "report.json").read_text()) and "machine: " in err
+    assert code == 0 and asked == ["W4A8"]
+    assert told == json.loads((tmp_path / "report.json").read_text()) and "machine: " in err
     assert told["ratios"].keys() == told["memory_ratios"].keys() == {"encoder", "unet", "decoder"}

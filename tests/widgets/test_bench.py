@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from filled import same
 
 import passionsr_lab as lab
 from passionsr_lab import widgets
-from passionsr_lab.calibration.state import state
 from passionsr_lab.util import progress
 
 
@@ -23,7 +23,7 @@ def test_the_bench_calibrates_any_registered_method_and_tells_the_result(pipe, p
     stages = (lab.Stage("unet", ("bounds",), blocks="*mid_block*"), lab.Stage("all", ("bounds",)))
     mine = replace(lab.METHODS["lbq"], name="mine", label="My own", stages=stages)
     monkeypatch.setitem(lab.METHODS, "mine", mine)  # what lab.register does
-    bench = widgets.calibration_bench(pipe, pairs[:2], pairs[2:3], method="mine", epochs=1, batch=1, every=1)
+    bench = widgets.calibration_bench(pipe, pairs[:2], pairs[2:3], method="mine", epochs=1, batch=1, every=8)
     assert [name for _, name in bench.controls["method"].options] == list(lab.METHODS) and bench.controls[
         "method"
     ].label == "My own"
@@ -37,7 +37,7 @@ def test_the_bench_calibrates_any_registered_method_and_tells_the_result(pipe, p
     assert bench.halt.disabled and not bench.go.disabled and bench.bar.value == bench.bar.max
     other = lab.quantize(pipe, "W6A6")
     lab.calibrate(other, pairs[:2], mine, epochs=1, batch=1)
-    assert all(torch.equal(value, state(q)[key]) for key, value in state(other).items())
+    assert same(q, other)
 
 
 def test_stop_ends_between_two_steps_and_leaves_a_model_that_works(bench):
@@ -66,7 +66,7 @@ def test_continue_goes_on_from_stop_to_the_bits_of_a_run_that_was_never_stopped(
     assert bench.controls["method"].value == q.method.name == lab.methods.DEFAULT and bench.further.disabled
     other = lab.quantize(pipe, "W6A6")
     frame = lab.calibrate(other, pairs[:2], epochs=1, batch=1)
-    assert all(torch.equal(value, state(q)[key]) for key, value in state(other).items())
+    assert same(q, other)
     assert len(frame) == sum(r["event"] != "plan" for r in bench.records)
 
 
