@@ -110,7 +110,7 @@ def run(
     """Fills the store cell by cell and writes the tables to the folder `out`.
 
     Args:
-        executor: makes the calibrated models there first, each in a job of its own.
+        executor: makes the rows, each in a job of its own.
 
     Yields:
         Records with `event`: "cell" (dataset, bits, method, images: a cell is there now) and "tables" (paths).
@@ -118,27 +118,34 @@ def run(
     Raises:
         ValueError: data or model are missing.
     """
-    from .sweep import finished
-
-    sets = [read_set(what, plan.count, plan.crop) for what in plan.datasets]
-    if executor is not None:
-        for result in finished([executor.submit(make_model, plan, *row, store) for row in plan.low()]):
-            result()
-    parts = []
-    for bits, method in plan.pipelines:
-        model = _Model(plan, bits, method, store)
-        for dataset in sets:
-            asked = model.key | {"set": dataset.digest(), "of": "table2", "device": plan.device} | _scoring(plan)
-            rows = kept(asked, model.scores(dataset), store)
-            name, label = (method, method) if isinstance(method, str) else (method.name, method.label)
+    sets, parts = _sets(plan), []
+    if executor is None:
+        found = (_cells(plan, *row, store) for row in plan.pipelines)
+    else:
+        jobs = [executor.submit(row_of, plan, *row, store) for row in plan.pipelines]
+        found = (job.result() for job in jobs)
+    for (bits, method), cells in zip(plan.pipelines, found):
+        name, label = (method, method) if isinstance(method, str) else (method.name, method.label)
+        for dataset, rows in zip(sets, cells):
             parts.append(({"dataset": dataset.name, "bits": bits, "method": label}, rows))
             yield {"event": "cell", "dataset": dataset.name, "bits": bits, "method": name, "images": len(dataset)}
     yield {"event": "tables"} | write(plan, out, frame_of(parts))
 
 
-def make_model(plan: Plan, bits: str, method: Method | str, store: str | Path | None) -> None:
-    """Puts one calibrated model of the table into the store."""
-    _Model(plan, bits, method, store).pipeline()
+def row_of(plan: Plan, bits: str, method: Method | str, store: str | Path | None) -> list[list[dict]]:
+    """A row of the table: for each data set the rows of `scores.score`, from the store or into it."""
+    return list(_cells(plan, bits, method, store))
+
+
+def _cells(plan: Plan, bits: str, method: Method | str, store: str | Path | None) -> Iterator[list[dict]]:
+    model = _Model(plan, bits, method, store)
+    for dataset in _sets(plan):
+        asked = model.key | {"set": dataset.digest(), "of": "table2", "device": plan.device} | _scoring(plan)
+        yield kept(asked, model.scores(dataset), store)
+
+
+def _sets(plan: Plan) -> list:
+    return [read_set(what, plan.count, plan.crop) for what in plan.datasets]
 
 
 def _scoring(plan: Plan) -> dict:

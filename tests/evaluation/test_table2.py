@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -156,8 +157,9 @@ def test_a_damaged_score_is_made_anew_and_a_finished_table_costs_nothing_more(
         assert kept[0].read_bytes() == good and same_tables(tmp_path, whole)
     monkeypatch.setattr(table2, "calibrated", None)
     monkeypatch.setattr(table2.quality, "stream", None)
-    list(run(plan, tmp_path, store))
-    assert same_tables(tmp_path, whole)
+    for executor in (None, ThreadPoolExecutor(2)):
+        list(run(plan, tmp_path, store, executor))
+        assert same_tables(tmp_path, whole)
 
 
 def test_other_pairs_epochs_or_timesteps_are_measured_anew(plan, whole, store, tmp_path):
