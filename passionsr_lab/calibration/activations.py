@@ -14,18 +14,27 @@ from ..util.memory import Recomputed, checkpointing
 from ..util.names import MODULES
 
 
+def batches(rows: Sequence[int], shapes: Sequence, size: int) -> Iterator[list[int]]:
+    """The rows, at most `size` of one shape together, in their order within each shape."""
+    for shape in sorted(set(shapes)):
+        same = [i for i in rows if shapes[i] == shape]
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
 class Activations:
     """The pairs' way through the model, one picture at a time.
 
     Args:
         q: the quantized pipeline.
         images: LR pictures (1, 3, h, w) in [0, 1].
+        batch: how many pictures of one size make each of `batches`.
         lean: for full-size models: gradient checkpointing, only the segment at work on the device, and of every picture
             only the LR image and the latents are kept; what has the image's size is made again when it is needed.
     """
 
-    def __init__(self, q: QuantizedSR, images: Sequence[Tensor], lean: bool = False):
+    def __init__(self, q: QuantizedSR, images: Sequence[Tensor], batch: int = 1, lean: bool = False):
         self.q, self.lean, self.resident = q, lean, "all"
+        self.batches = list(batches(range(len(images)), [x.shape for x in images], batch))
         self.device = q.prompt_embedding.device
         self.runs = {segment.name: segment.run for segment in q.segments()} | {"all": q.restore}
         self.inputs = self._held(lambda i: q.prepare(images[i].to(self.device)), len(images))
@@ -69,6 +78,7 @@ class Activations:
     def keep(self, count: int) -> None:
         """Forgets all pictures but the first so many."""
         first = lambda held: [held[i] for i in range(min(count, len(held)))]
+        self.batches = [kept for rows in self.batches if (kept := [i for i in rows if i < count])]
         self.inputs, self.full = first(self.inputs), {name: first(held) for name, held in self.full.items()}
         self._entering.clear()
 

@@ -54,25 +54,29 @@ def in_order(found: dict[str, nn.Module], run: Callable[[Tensor], object], x: Te
 
 
 @torch.no_grad()
-def captured(block: nn.Module, run: Callable[[Tensor], object], inputs: Sequence[Tensor]) -> list[tuple[tuple, dict]]:
-    """(arguments, keywords) that reach `block` when `run` runs on each of the inputs."""
-    caught: list[tuple[tuple, dict]] = []
+def captured(
+    block: nn.Module, run: Callable[[Tensor], object], inputs: Sequence[Tensor], rows: Sequence[Sequence[int]]
+) -> list[tuple[tuple, dict]]:
+    """(arguments, keywords) that reach `block` when `run` runs on the inputs, some at a time as `rows` says; one of
+    batch 1 for each."""
+    found: list = [None] * len(inputs)
 
     def catch(module, args, kwargs):
-        caught.append((args, kwargs))
+        for i, call in zip(chunk, parted((args, kwargs), len(chunk))):
+            found[i] = call
         raise _Reached
 
     handle = block.register_forward_pre_hook(catch, with_kwargs=True)
     try:
-        for x in inputs:
+        for chunk in rows:
             try:
-                run(x)
+                run(torch.cat([inputs[i] for i in chunk]))
             except _Reached:
                 continue
             raise ValueError(f"A run of its parent does not reach {type(block).__name__}.")
     finally:
         handle.remove()
-    return caught
+    return found
 
 
 def batched(calls: Sequence[tuple[tuple, dict]]) -> tuple[tuple, dict]:
@@ -82,5 +86,20 @@ def batched(calls: Sequence[tuple[tuple, dict]]) -> tuple[tuple, dict]:
     return args, {key: _joined([call[1][key] for call in calls]) for key in first_kwargs}
 
 
+def parted(call: tuple[tuple, dict], count: int) -> list[tuple[tuple, dict]]:
+    """One call of this batch as so many of batch 1: `batched` gives it back."""
+    args, kwargs = call
+    each = zip(*(_split(value, count) for value in (*args, *kwargs.values())))
+    return [(values[: len(args)], dict(zip(kwargs, values[len(args) :]))) for values in each]
+
+
 def _joined(values: list):
     return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
+
+
+def _split(value, count: int) -> Sequence:
+    if not isinstance(value, Tensor) or not value.ndim or len(value) == 1 != count:
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"Of a batch of {count} a block gets a tensor of {len(value)} rows, which cannot be parted.")
+    return value.split(1)

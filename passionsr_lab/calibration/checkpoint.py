@@ -60,8 +60,10 @@ def _sound(run: Calibration, content: dict) -> bool:
     if begun is not None and begun.keys() != {"state", "param_groups"}:
         return False
     shapes = {key: tensor.shape for key, tensor in slot_tensors(run.q).items()}
-    for saved in filter(None, (content["tensors"], content["before"], content["mean"])):
-        if saved.keys() != shapes.keys() or not all(_fits(saved[key], shape) for key, shape in shapes.items()):
+    if content["tensors"].keys() != shapes.keys():
+        return False
+    for saved in (content["tensors"], content["before"], content["mean"]):
+        if not all(key in shapes and _fits(tensor, shapes[key]) for key, tensor in saved.items()):
             return False
     there = 0 <= stage <= len(run.stages) and content["step"] >= 0 and (ends == stage if run.stages else ends <= 1)
     numbers = [content[key] for key in KINDS if key != "first" or begun]

@@ -25,11 +25,11 @@ from ..quantization.slots import penalties, trainable
 from ..util.cost import Meter
 from ..util.names import MODULES
 from . import checkpoint
-from .activations import Activations
+from .activations import Activations, batches
 from .checks import checked
 from .method import Method, Stage
-from .state import load_state, state
-from .task import Task, batches, expanded, task
+from .state import slot_tensors
+from .task import Task, expanded, task
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125)  # of the backtracking line search at a stage's end, longest first
 JUDGES = 16  # pairs at most whose loss says how a stage began and ended; of all of them it would cost as much as steps
@@ -75,7 +75,7 @@ class Calibration:
         self.epochs, self.batch, self.seed, self.compiled = epochs, batch, seed, passes.wanted(compiled)
         self.images = [pair.lr[None] for pair in pairs]
         self.judges = sorted(np.random.default_rng(seed).permutation(len(pairs))[:JUDGES].tolist())
-        self.data = Activations(q, self.images, lean)
+        self.data = Activations(q, self.images, batch, lean)
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
         self.stage, self.step, self.first = 0, 0, math.nan
         self.ends: list[dict] = []  # the "end" record of every stage that is done
@@ -83,8 +83,8 @@ class Calibration:
         self.cost = {"seconds": 0.0, "cpu_seconds": 0.0, "peak_bytes": 0}
         self.begun, self.identity = False, None
         self.optimizer_state: dict | None = None
-        self.before: dict = {}
-        self.mean: dict = {}  # of the states after the last steps of the stage at work
+        self.before: dict = {}  # what the stage at work trains, by name, as it was at the start
+        self.mean: dict = {}  # the same in the mean of the states after its last steps
 
     @property
     def total(self) -> int:
@@ -158,12 +158,13 @@ class Calibration:
         self.observe(until="all" if reaches else stage.segment)
         work = task(stage, block, self.data)
         optimizer, steps = self._optimizer(work), self._steps(work)
+        trained = self._trained(optimizer)
         if self.optimizer_state is not None:
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first = self._last_of_same(stage, block)
             self.first = self._judged(work) if self.first is None else self.first
-            self.before = state(self.q)
+            self.before = _copied(trained)
             self.optimizer_state = optimizer.state_dict()
             yield self._record(stage, block, "start", self.first, len(steps))
         while self.step < len(steps):
@@ -171,12 +172,12 @@ class Calibration:
             self.data.changed(stage.segment)
             self.step += 1
             self.optimizer_state = optimizer.state_dict()
-            self._average(self.step - round((1 - self.method.average) * len(steps)))
+            self._average(trained, self.step - round((1 - self.method.average) * len(steps)))
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
         if self.mean:
-            load_state(self.q, self.mean)
+            _put(trained, self.mean)
             self.mean = {}
-        last, length = self._backtrack(work) if self.method.backtrack else (self._judged(work), 1.0)
+        last, length = self._backtrack(work, trained) if self.method.backtrack else (self._judged(work), 1.0)
         self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
         self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
@@ -195,25 +196,31 @@ class Calibration:
     def _judged(self, work: Task) -> float:
         return work.mean_loss(self.batch, self.judges)
 
-    def _average(self, count: int) -> None:
-        """Takes the state into the mean of a stage's last steps, of which this is the first, second, ..."""
-        if count > 0:
-            now = state(self.q)
-            self.mean = {k: _between(self.mean[k], now[k], 1 / count) for k in now} if count > 1 else now
+    def _trained(self, optimizer: torch.optim.Adam) -> dict[str, torch.Tensor]:
+        """What the optimizer moves, by its name in the pipeline's state."""
+        names = {tensor.data_ptr(): name for name, tensor in slot_tensors(self.q).items()}
+        return {names[p.data_ptr()]: p for group in optimizer.param_groups for p in group["params"]}
 
-    def _backtrack(self, work: Task) -> tuple[float, float]:
+    def _average(self, trained: dict[str, torch.Tensor], count: int) -> None:
+        """Takes what is trained into the mean of a stage's last steps, of which this is the first, second, ..."""
+        if count == 1:
+            self.mean = _copied(trained)
+        elif count > 1:
+            self.mean = {name: _between(self.mean[name], p.detach(), 1 / count) for name, p in trained.items()}
+
+    def _backtrack(self, work: Task, trained: dict[str, torch.Tensor]) -> tuple[float, float]:
         """Goes back along the stage's way until the loss is below the stage's first: that loss, the step length.
 
         At 4 bits the loss is a sawtooth in the boundaries, and steps that each follow the gradient can climb; a part
         of their way nearly always descends.
         """
-        after = state(self.q)
+        after = _copied(trained)
         for length in STEP_LENGTHS:
-            load_state(self.q, {k: _between(self.before[k], after[k], length) for k in after})
+            _put(trained, {k: _between(self.before[k], after[k], length) for k in after})
             loss = self._judged(work)
             if loss < self.first:
                 return loss, length
-        load_state(self.q, self.before)
+        _put(trained, self.before)
         return self.first, 0.0
 
     def probe(self) -> Iterator[dict]:
@@ -355,6 +362,16 @@ def _sentence(end: dict) -> str:
     return f"{where}: loss {end['first']:.3g} to {end['loss']:.3g} ({gain:.0f} % less){undone}."
 
 
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+@torch.no_grad()
+def _put(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    for name, t in tensors.items():
+        t.copy_(values[name])
+
+
 def _between(start: torch.Tensor, end: torch.Tensor, length: float) -> torch.Tensor:
-    """From `start` by a part of the way to `end`; what did not move (an infinite range among it) stays."""
-    return end if length == 1 else torch.where(start == end, end, start + length * (end - start))
+    """From `start` by a part of the way to `end`."""
+    return end if length == 1 else start + length * (end - start)

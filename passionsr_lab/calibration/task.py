@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..quantization.layer import mode
 from ..quantization.place import segment_modules
 from ..util.names import MODULES
-from .activations import Activations
+from .activations import Activations, batches
 from .blocks import batched, blocks, captured, in_order
 from .method import DISTANCES, Stage
 
@@ -59,13 +59,6 @@ class Task:
         return [x.shape if isinstance(x, Tensor) else tuple(t.shape for t in _tensors(x)) for x in self.inputs]
 
 
-def batches(rows: Sequence[int], shapes: Sequence, size: int) -> Iterator[list[int]]:
-    """The rows, at most `size` of one shape together, in their order within each shape."""
-    for shape in sorted(set(shapes)):
-        same = [i for i in rows if shapes[i] == shape]
-        yield from (same[i : i + size] for i in range(0, len(same), size))
-
-
 def _tensors(call: tuple[tuple, dict]) -> list[Tensor]:
     return [t for t in (*call[0], *call[1].values()) if isinstance(t, Tensor)]
 
@@ -99,15 +92,15 @@ def _block_task(stage: Stage, name: str, data: Activations) -> Task:
     block = blocks(segment.modules, name)[name]
     entering = data.entering(stage.segment, stage.upstream)
     data.place(stage.segment)
-    with mode(data.q.pipe, "float"), torch.no_grad():
-        full = captured(block, segment.run, data.entering(stage.segment, "float"))
-        targets = [block(*args, **kwargs) for args, kwargs in full]
-    inputs = full if stage.upstream == "float" else captured(block, segment.run, entering)
 
     def outputs(rows: list) -> dict[str, Tensor]:
         args, kwargs = batched(rows)
         return {"output": block(*args, **kwargs)}
 
+    with mode(data.q.pipe, "float"), torch.no_grad():
+        full = captured(block, segment.run, data.entering(stage.segment, "float"), data.batches)
+        targets = [block(*args, **kwargs) for args, kwargs in full]
+    inputs = full if stage.upstream == "float" else captured(block, segment.run, entering, data.batches)
     return Task(stage, block, inputs, {"output": targets}, outputs)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filled import relative
 from made import refused
 from torch import nn
 
@@ -66,10 +67,10 @@ def test_what_reaches_a_block_is_captured_and_a_block_that_is_not_reached_is_ref
     segment, x = q.segments()[0], torch.rand(1, 3, 32, 32)
     resnet = blocks(segment.modules)["vae.encoder.down_blocks.0.resnets.0"]
     with mode(q.pipe, "float"), torch.no_grad():
-        (((first, *_), _),) = captured(resnet, segment.run, [x])
+        (((first, *_), _),) = captured(resnet, segment.run, [x], [[0]])
         assert torch.equal(first, q.get_submodule("vae.encoder.conv_in")(x))
         with refused("does not reach Linear"):
-            captured(nn.Linear(1, 1), segment.run, [x])
+            captured(nn.Linear(1, 1), segment.run, [x], [[0]])
     assert not resnet._forward_pre_hooks
 
 
@@ -82,15 +83,17 @@ def test_every_block_learns_and_is_fed_by_the_quantized_blocks_before_it(begin):
     assert (ratios <= 1).all() and (ratios < 1).sum() >= 28 and ratios.mean() < 0.98, "what blocks before err stays"
     segment, stage = work.q.segments()[1], Stage("unet", ("bounds",))
     found, block = task(stage, name, work.data), blocks(segment.modules)[name]
-    for (args, _), (expected, _) in zip(found.inputs, captured(block, segment.run, work.data.entering("unet"))):
+    quantized = captured(block, segment.run, work.data.entering("unet"), work.data.batches)
+    for (args, _), (expected, _) in zip(found.inputs, quantized, strict=True):
         assert torch.equal(args[0], expected[0])
+    alone = [[i] for i in range(len(found.inputs))]
     with mode(work.q.pipe, "float"), torch.no_grad():
-        full = captured(block, segment.run, work.data.entering("unet", "float"))
+        full = captured(block, segment.run, work.data.entering("unet", "float"), alone)
         targets = [block(*args, **kwargs) for args, kwargs in full]
-    assert all(torch.equal(a, b) for a, b in zip(found.targets["output"], targets, strict=True))
+    assert all(relative(a, b) < 1e-5 for a, b in zip(found.targets["output"], targets, strict=True))
     assert not torch.equal(full[0][0][0], found.inputs[0][0][0]), "the quantized blocks before it err"
-    alone = task(replace(stage, upstream="float"), name, work.data)
-    assert torch.equal(alone.inputs[0][0][0], full[0][0][0])
+    apart = task(replace(stage, upstream="float"), name, work.data)
+    assert relative(apart.inputs[0][0][0], full[0][0][0]) < 1e-5
 
 
 def test_a_stage_on_a_block_moves_that_block_only(begin):
