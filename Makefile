@@ -6,8 +6,9 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make methods   every method tuned alike, three seeds, some for longer: figures/methods*.csv (about two hours)
-# make stability PHOTOGRAPHS=FOLDER   DQC and joint training, five seeds, three models: figures/stability*.csv (about two hours)
-# make table2 REALSR=FOLDER   every method on the bundled pictures and RealSR's: figures/table2*.csv (about an hour)
+# make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
+#                (about an hour and a half)
+# make table2 REALSR=FOLDER   every method on the bundled pictures and RealSR's: figures/table2*.csv (about half an hour)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
@@ -61,22 +62,23 @@ methods: $(READY)
 	$(BIN)/python -m passionsr_lab compare --methods q-diffusion --tuned figures/tuning_q_diffusion.csv \
 	    $(TABLE)_q_diffusion.csv
 
-# Five seeds, of the embedded model at two timesteps and of one of other widths; two threads; and fewer pairs.
-# PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
+# Five seeds, of the embedded model at two timesteps and of one of other widths; two threads; and joint training beside DQC
+# from ever more pairs.  PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
 STABLE = $(BIN)/python -m passionsr_lab compare --epochs 1 --jobs 2 --csv figures/stability
-BOTH := lbq+let,passionsr
 build/narrow:
 	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --out $@ --shape narrow --part 0.1
 stability: $(READY) build/narrow
-	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,$(BOTH) --seeds 5
-	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 256 --model tiny,tiny@249,build/narrow --recipes W6A6 \
-	    --methods passionsr --seeds 3 --threads 1,2
-	for pairs in 64 128; do $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods $(BOTH) --seeds 3 || exit; done
+	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
+	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
+	    --seeds 5 --threads 1,2
+	for pairs in 64 128 256; do \
+	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 
-# The paper's Table 2.  REALSR is the folder of RealSR's test pairs; centre crops, since whole pictures take ten times as long.
+# The paper's Table 2.  REALSR is the folder of RealSR's test pairs; centre crops, since whole pictures take thirty times as
+# long.
 table2: $(READY)
 	$(BIN)/python -m passionsr_lab table2 $(PAIRS) --size 64 --methods FP,PassionSR-FP,$(ALL) --bits W8A8,W6A6,W4A4 \
-	    --datasets bundled,RealSR=$(REALSR) --crop 192 --protocol offline --tuned figures/tuning.csv --jobs 2 \
+	    --datasets bundled,RealSR=$(REALSR) --crop 128 --protocol offline --tuned figures/tuning.csv --jobs 2 \
 	    --out build/table2
 	cp build/table2/table2.csv build/table2/table2_means.csv figures
 

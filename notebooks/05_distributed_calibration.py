@@ -8,8 +8,8 @@
 #
 # **What you will see.** DQC's stages as rows of data; the loss of each module with and without DQC (the paper's
 # Figure 5), drawn while it falls; the quality reached after equal steps and after equal seconds; the memory of a step;
-# then both with five seeds, on three models, at three widths, as they are kept in `figures/stability.csv`; and what more
-# pairs bring. In the paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint training, for 1 dB less PSNR.
+# then DQC with five seeds, on three models, at three widths, and both with three seeds from ever more pairs, as they are
+# kept in `figures/stability*.csv`. In the paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint training, for 1 dB less PSNR.
 #
 # **How long.** About a minute and a half on two cores; the cell that calibrates says how much is left.
 #
@@ -40,8 +40,8 @@ PAIRS, SIZE = 12, 64  # calibration crops and their HR pixels
 EPOCHS, BATCH, SEED = 4, 4, 0  # joint calibration makes as many updates of modules as DQC in sum
 TESTS, TEST_SIZE = 4, 128
 EVERY = 6  # steps between two measurements
-COMMITTED = "stability"  # figures/stability_runs.csv (every run) and figures/stability_differences.csv
-FEWER = (64, 128)  # pairs, of figures/stability_64_runs.csv and so on
+COMMITTED = "stability"  # figures/stability_runs.csv has every run, stability_64_runs.csv those of both calibrations
+BUDGETS = (64, 128, 256)  # from 64 pairs, and so on
 FIGURES = figures_folder()
 
 # %%
@@ -236,10 +236,10 @@ comparison.round(2).T
 # %% [markdown]
 # ## With seeds, and on other models
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
-# both calibrations, and LET's untrained start (`let`), with five seeds, each with 256 crops of its own that are seen once,
-# on the embedded model at both ends of its timesteps and on one of other widths and latent channels, which the package's
-# own command trains. *Spread* is the largest difference between two of a row's runs, *below start* how many of them end
-# below LET's start from the same pairs.
+# DQC, and LET's untrained start (`let`), with five seeds, each with 256 crops of its own that are seen once, on the
+# embedded model at t = 999 and at t = 249, and on one of other widths and latent channels, which the package's own
+# command trains. *Spread* is the largest difference between two of a row's runs, *below start* how many of them end below
+# LET's start from the same pairs.
 
 
 # %%
@@ -250,8 +250,7 @@ def spread(frame, by):
 
 
 names = METHODS | {"let": "LET's start"}
-runs, gaps, threads = (committed(f"{COMMITTED}{end}") for end in ("_runs", "_differences", "_threads_runs"))
-table = None
+runs, table = committed(f"{COMMITTED}_runs"), None
 if runs is not None:
     starts = runs[runs.method == "let"].set_index(["model", "recipe", "seed"]).psnr_fp
     runs["below"] = runs.psnr_fp < starts.loc[list(zip(runs.model, runs.recipe, runs.seed))].to_numpy()
@@ -265,18 +264,18 @@ if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
     drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + ", " + runs.recipe)
-    heading = "DQC, joint training and LET's start on three models: all runs"
+    heading = "DQC and LET's start on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)
     stable.axes[0].set_xlabel("model, recipe")
     plots.save(stable, "05_stability", FIGURES)
 stable
 
 # %% [markdown]
-# With two threads sums are done in another order, and what differs in its last bits at first ends elsewhere. All runs of
-# `passionsr`, and the difference that the threads make at equal seeds, in the mean and at most:
+# With two threads sums are done in another order, and what differs in its last bits at first ends elsewhere. Runs of
+# `passionsr` from 64 crops, and the difference that the threads make at equal seeds, in the mean and at most:
 
 # %%
-both = None
+threads, both = committed(f"{COMMITTED}_threads_runs"), None
 if threads is not None:
     both = spread(threads, ["model", "recipe"])
     apart = (
@@ -286,33 +285,29 @@ if threads is not None:
 both.round(2) if both is not None else None
 
 # %% [markdown]
-# What DQC gains over joint training, with as many updates of modules: means of the differences between equal seeds, with
-# half of their 95 % intervals. What each costs is in the table above.
+# ## DQC or joint training, and how many pairs are enough
+# Both calibrations of the embedded model, with as many updates of modules, from ever more crops that are seen once: where
+# they end, how far three seeds are apart, and what twice as many crops bring (the mean of the differences between equal
+# seeds, with half of its 95 % interval).
 
 # %%
-gained = None
-if gaps is not None:
-    gained = gaps[(gaps.method == "passionsr") & (gaps.other == "lbq+let")].set_index(["model", "recipe"])
-    gained = gained[["difference", "half_width", "seeds"]]
-gained.round(2) if gained is not None else None
-
-# %% [markdown]
-# ## How many pairs are enough
-# The same two calibrations of the embedded model, at the same bits, from fewer crops that are seen once as well: where
-# they end, how far seeds are apart, and what twice as many crops bring (the mean of the differences between equal seeds,
-# with half of its 95 % interval).
-
-# %%
-budget, parts = None, [committed(f"{COMMITTED}_{pairs}_runs") for pairs in FEWER]
-if runs is not None and all(part is not None for part in parts):
-    alike = parts[0]
-    few = pd.concat([*parts, runs[runs.method.isin(alike.method)]])
-    few = few[few.model.isin(alike.model) & few.recipe.isin(alike.recipe) & few.seed.isin(alike.seed)]
-    budget = spread(few.sort_values(["method", "pairs"]), ["method", "pairs"])
+parts, budget = [committed(f"{COMMITTED}_{pairs}_runs") for pairs in BUDGETS], None
+if all(part is not None for part in parts):
+    few = pd.concat(parts).sort_values(["method", "pairs"])
+    budget = spread(few, ["method", "pairs"])
     more = few.pivot(index=["method", "seed"], columns="pairs", values="psnr_fp").diff(axis=1).groupby("method")
     budget["over half as many"] = more.mean().stack()
     budget["half_width"] = (t.ppf(0.975, more.count() - 1) * more.sem()).stack()
 budget.rename(names).round(2) if budget is not None else None
+
+# %% [markdown]
+# And what DQC gains over joint training from so many pairs, in dB:
+
+# %%
+gaps, gained = [committed(f"{COMMITTED}_{pairs}_differences") for pairs in BUDGETS], None
+if all(part is not None for part in gaps):
+    gained = pd.concat(gaps, keys=BUDGETS, names=["pairs"]).droplevel(1)
+gained.round(2) if gained is not None else None
 
 # %% [markdown]
 # ## Your turn
