@@ -263,7 +263,7 @@ stable = None
 if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
-    drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + ", " + runs.recipe)
+    drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + "\n" + runs.recipe)
     heading = "DQC and LET's start on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)
     stable.axes[0].set_xlabel("model, recipe")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from .configs import refuse_non_finite
 
 STEM = "diffusion_pytorch_model"  # of diffusers' weight files
 ENDS = (".safetensors", "-*-of-*.safetensors", ".bin", "-*-of-*.bin")  # of one network's, whole and in shards
+_loading = RLock()
 
 
 def network(kind: type, folder: Path) -> nn.Module:
@@ -58,15 +60,19 @@ def require_undamaged(file: Path) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Within the block diffusers logs errors only: what it warns of at length is refused here in one sentence."""
+    """Within the block diffusers logs errors only: what it warns of at length is refused here in one sentence.
+
+    One thread at a time: besides, while diffusers loads a model, it changes how torch makes modules.
+    """
     from diffusers.utils import logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    with _loading:
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
 
 
 def first_sentence(error: Exception) -> str:

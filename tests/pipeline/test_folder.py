@@ -3,15 +3,18 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from made import refused
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import passionsr_lab as lab
 from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.pipeline.folder import load_pipeline
+from passionsr_lab.pipeline.identity import fingerprint
 from passionsr_lab.pipeline.onestep import CONFIG, EMBEDDING
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -215,3 +218,12 @@ def test_a_branch_that_is_missing_or_not_understood_is_refused_in_one_sentence(f
         damage(copy)
         with refused(copy, words):
             load_pipeline(copy, prompt=True)
+
+
+def test_threads_that_load_at_once_leave_torch_as_it_was(pipe, tmp_path):
+    """diffusers puts what is made while it loads on the meta device, by a change that all threads see."""
+    folder, before = pipe.save(tmp_path / "small"), nn.Module.register_parameter
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lab.load, [folder] * 16))
+    assert nn.Module.register_parameter is before and nn.Linear(1, 1).weight.device.type == "cpu"
+    assert len({fingerprint(one) for one in found}) == 1
