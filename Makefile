@@ -8,7 +8,7 @@
 # make methods   every method tuned alike, three seeds, some for longer: figures/methods*.csv (about two hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
-# make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv
+# make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
