@@ -75,7 +75,7 @@ stability: $(READY) build/narrow
 	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant.  REALSR is the folder of RealSR's test pairs; centre
-# crops, since whole pictures take thirty times as long.
+# crops, since whole pictures take many times as long.
 ROWS := FP,PassionSR-FP,maxmin,let,lsq,efficientdm,svdquant,lbq+let,passionsr
 table2: $(READY)
 	$(BIN)/python -m passionsr_lab table2 $(PAIRS) --size 64 --methods $(ROWS) --bits W8A8,W6A6,W4A4 \

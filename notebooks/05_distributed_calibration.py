@@ -9,7 +9,8 @@
 # **What you will see.** DQC's stages as rows of data; the loss of each module with and without DQC (the paper's
 # Figure 5), drawn while it falls; the quality reached after equal steps and after equal seconds; the memory of a step;
 # then DQC with five seeds, on three models, at three widths, and both with three seeds from ever more pairs, as they are
-# kept in `figures/stability*.csv`. In the paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint training, for 1 dB less PSNR.
+# kept in `figures/stability*.csv`. In the paper's Table 4, DQC takes 28 % of the time and 70 % of the memory of joint
+# training, for 1 dB less PSNR.
 #
 # **How long.** About a minute and a half on two cores; the cell that calibrates says how much is left.
 #

@@ -160,6 +160,8 @@ class Calibration:
         optimizer, steps = self._optimizer(work), self._steps(work)
         trained = self._trained(optimizer)
         if self.optimizer_state is not None:
+            if any(saved.keys() != trained.keys() for saved in (self.before, self.mean or self.before)):
+                raise ValueError("The saved state is not of what this stage trains; delete it to start anew.")
             optimizer.load_state_dict(self.optimizer_state)
         else:
             self.first = self._last_of_same(stage, block)

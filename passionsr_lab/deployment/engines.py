@@ -82,8 +82,6 @@ class OnnxRuntime:
 
     providers: Sequence = ("CPUExecutionProvider",)
 
-    keeps = True
-
     def __init__(self, source: bytes | str):
         runtime = required("onnxruntime")
         options = runtime.SessionOptions()

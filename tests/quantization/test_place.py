@@ -141,7 +141,6 @@ def test_a_compiled_unet_keeps_its_names_and_its_list_of_8_bits_and_is_saved_and
         assert torch.equal(unquantize(ours)(lr), plain(lr)) and state(ours).keys() == state(theirs).keys()
 
 
-@pytest.mark.slow
 def test_a_compiled_unet_gives_what_the_plain_one_gives(make_pipe, compiled, pairs):
     found = []
     for pipe in (compiled, make_pipe()):
