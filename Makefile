@@ -5,7 +5,8 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, some for longer: figures/methods*.csv (about two hours)
+# make methods   every method tuned alike, three seeds, from 64 and from 256 crops:
+#                figures/methods*.csv (about three and a half hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
@@ -48,14 +49,13 @@ notebooks: $(READY)
 
 # Many pairs once, not few of them often: with other pairs a calibration then ends nearly as well.
 PAIRS := --pairs 64 --epochs 1
-ALL := maxmin,let,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
-FEW := lbq+let,passionsr,efficientdm
+MANY := --pairs 256 --epochs 1
+ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
-	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(FEW) --recipes W6A6 --tuned figures/tuning.csv \
-	    --cost 100 $(TABLE)_cost.csv
+	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(ALL) --tuned figures/tuning.csv $(TABLE)_256.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
 	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv
@@ -71,6 +71,7 @@ stability: $(READY) build/narrow
 	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
+	$(STABLE)_bias.csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias --seeds 5
 	for pairs in 64 128 256; do \
 	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 

@@ -144,58 +144,87 @@ tried if have else None
 # PSNR to full precision (mean and standard deviation over the seeds), PSNR-Y to HR, and what a calibration costs, mean
 # over the widths. A 16-bit branch (SVDQuant) costs operations and bytes that the others do not need.
 
+
 # %%
-if have:
-    runs = pd.concat(runs, ignore_index=True)
-    runs["method"] = pd.Categorical(
-        runs.method.map(labels), [n for n in labels.values() if n in {*runs.method.map(labels)}]
-    )
+def cells_of(runs):
+    """A row per method, a column per width, and what a calibration costs."""
     groups = runs.groupby(["method", "recipe"], observed=True, sort=False)
     cells = groups.psnr_fp.mean().map("{:.1f}".format) + " ± " + groups.psnr_fp.std(ddof=0).map("{:.1f}".format)
     cells = (cells + " / " + groups.psnr_y.mean().map("{:.2f}".format)).unstack()[list(runs.recipe.unique())]
     costs = runs.groupby("method", observed=True).agg(cpu=("cpu_seconds", "mean"), peak=("peak_bytes", "mean"))
     cells["CPU s"], cells["peak (GB)"] = costs.cpu.round(), (costs.peak / 1e9).round(2)
-    cells = cells.loc[list(runs.method.cat.categories)]
-cells.fillna("") if have else None
+    return cells.loc[list(runs.method.cat.categories)].fillna("")
+
+
+def gaps_of(runs):
+    """PassionSR less every other method."""
+    plain = runs.astype({"method": str})
+    ours, others = plain[plain.method == "PassionSR"], [n for n in runs.method.cat.categories if n != "PassionSR"]
+    gaps = pd.concat(differences(pd.concat([plain[plain.method == name], ours])) for name in others)
+    gaps["recipe"] = pd.Categorical(gaps.recipe, runs.recipe.unique())
+    return gaps.pivot(index="other", columns="recipe", values=["difference", "half_width"]).loc[others]
+
+
+if have:
+    runs = pd.concat(runs, ignore_index=True)
+    runs["method"] = pd.Categorical(
+        runs.method.map(labels), [n for n in labels.values() if n in {*runs.method.map(labels)}]
+    )
+    plain = runs.astype({"method": str})
+cells_of(runs) if have else None
 
 # %% [markdown]
 # PassionSR less every other method: mean of the differences between equal seeds, and half of the 95 % interval.
 
 # %%
-if have:
-    plain = runs.astype({"method": str})
-    ours, others = plain[plain.method == "PassionSR"], [n for n in runs.method.cat.categories if n != "PassionSR"]
-    gaps = pd.concat(differences(pd.concat([plain[plain.method == name], ours])) for name in others)
-    gaps["recipe"] = pd.Categorical(gaps.recipe, runs.recipe.unique())
-    gaps = gaps.pivot(index="other", columns="recipe", values=["difference", "half_width"]).loc[others]
-gaps.round(1) if have else None
+gaps_of(runs).round(1) if have else None
 
 # %% [markdown]
-# And against cost, at W6A6: every method as above, and some with as many epochs as cost about 100 CPU seconds
-# (`figures/methods_cost.csv`). Below it what those gain by that, with half of the 95 % interval.
+# The same from four times as many crops, 256, each seen once, with the rates that were chosen from 64
+# (`figures/methods_256_runs.csv`). Below it what a method gains by that, with half of the 95 % interval.
 
 # %%
-longer = committed("methods_cost_runs")
+longer = committed("methods_256_runs")
 if have and longer is not None:
-    both = pd.concat([runs[runs.recipe == "W6A6"], longer.assign(method=longer.method.map(labels))])
+    longer["method"] = pd.Categorical(
+        longer.method.map(labels), [n for n in runs.method.cat.categories if n in {*longer.method.map(labels)}]
+    )
+    more = cells_of(longer)
+more if have and longer is not None else None
+
+# %%
+if have and longer is not None:
+    gain = plain[plain.pairs == 64].assign(recipe=plain.method + ", " + plain.recipe, method="64")
+    more = longer.astype({"method": str})
+    gain = differences(pd.concat([gain, more.assign(recipe=more.method + ", " + more.recipe, method="256")])).dropna()
+    gain[["method", "recipe"]] = gain.recipe.str.rsplit(", ", n=1, expand=True).to_numpy()
+    gain["recipe"] = pd.Categorical(gain.recipe, runs.recipe.unique())
+    gain = gain.pivot(index="method", columns="recipe", values=["difference", "half_width"])
+    gain = gain.loc[[str(n) for n in longer.method.cat.categories]]
+gain.round(2) if have and longer is not None else None
+
+# %% [markdown]
+# PassionSR less every other method, all from 256 crops.
+
+# %%
+gaps_of(longer).round(2) if have and longer is not None else None
+
+# %% [markdown]
+# And against cost, at W6A6.
+
+# %%
+if have and longer is not None:
+    both = pd.concat([runs, longer])[lambda t: t.recipe == "W6A6"]
     both["method"] = pd.Categorical(both.method.astype(str), runs.method.cat.categories)
-    spent = both.groupby(["method", "epochs"], observed=True).cpu_seconds.transform("mean")
-    told = {name: ", ".join(map(str, runs[name].unique())) for name in ("model", "pairs", "size", "batch")}
-    told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
+    spent = both.groupby(["method", "pairs"], observed=True).cpu_seconds.transform("mean")
+    told = {name: ", ".join(map(str, sorted(both[name].unique()))) for name in ("model", "pairs", "size", "batch")}
+    told["seeds"] = ", ".join(map(str, sorted(both.seed.unique())))
     figure = plots.curves(
         both.assign(cpu=spent), "cpu", "psnr_fp", "method", ("CPU seconds of a calibration", "PSNR to full precision (dB)"),
         "Quality against cost at W6A6", log=("x",), width=plots.PAGE, caption=told,
     )  # fmt: skip
     plots.save(figure, "10_cost", FIGURES)
 figure if have and longer is not None else None
-
-# %%
-if have and longer is not None:
-    gain = longer.assign(recipe=longer.method.map(labels), method="longer")
-    gain = differences(pd.concat([plain[plain.recipe == "W6A6"].assign(recipe=plain.method, method="as above"), gain]))
-    gain = gain.dropna().set_index("recipe")[["difference", "half_width", "seeds"]]
-    gain["epochs"] = longer.groupby(longer.method.map(labels)).epochs.first()
-gain.rename_axis("method").round(2) if have and longer is not None else None
 
 # %% [markdown]
 # ## What this showed

@@ -33,6 +33,7 @@ from .task import Task, expanded, task
 
 STEP_LENGTHS = (1.0, 0.5, 0.25, 0.125)  # of the backtracking line search at a stage's end, longest first
 JUDGES = 16  # pairs at most whose loss says how a stage began and ended; of all of them it would cost as much as steps
+SETTLING = 16  # pairs at most that go through a segment to settle its start
 SAVE_EVERY = 60  # seconds between two states that a run keeps
 
 
@@ -312,7 +313,9 @@ class Calibration:
         modules = segment_modules(self.q, segment)
         with mode(modules, "observe"):
             self.data.map(segment, inputs)
-        self.method.slots.start_all(list(quantized_layers(modules).values()))
+        layers, some = list(quantized_layers(modules).values()), range(min(SETTLING, len(inputs)))
+        self.method.slots.start_all(layers)
+        self.method.slots.settle(layers, lambda: self.data.map(segment, [inputs[i] for i in some]))
         self.data.changed(segment)
 
     def module_losses(self) -> dict[str, float]:

@@ -26,15 +26,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..calibration.alignment import Alignment
 from ..calibration.lowrank import LowRank, least_side, mean_step
 from ..calibration.method import Method, Stage
 from ..calibration.rotation import Rotation
 from ..quantization.filling import Slots
 from ..quantization.layer import Quantized, QuantLayer
 from ..quantization.quantizer import QUANTIZERS, Quantizer, fake_quantize
-from ..quantization.slots import Slot
 
 RULES = ("vote", "share", "budget")
 LEAST, MOST, MULTIPLE, WIDTH = 16, 64, 8, 320  # the released ranks, and the channels of the layers that they are for
@@ -56,26 +56,6 @@ class DynamicQuantizer(Quantizer):
 
 
 QUANTIZERS["dynamic"] = DynamicQuantizer
-
-
-class Alignment(Slot):
-    """What is added to the bias (Co,), zero at the start; rates are in parts of `unit`, about the output's error."""
-
-    tag = "alignment"
-    cacheable = True
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.offset = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("unit", torch.ones(()))
-
-    @property
-    def learning_rate_scale(self) -> float:
-        """Its unit."""
-        return self.unit.item()
-
-    def forward(self) -> Tensor:
-        return self.offset
 
 
 class Complexity:

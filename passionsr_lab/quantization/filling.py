@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,9 @@ class Slots:
 
     def start(self, layer: QuantLayer | QuantAttention) -> None:
         """Initializes the slots of one layer."""
+
+    def settle(self, layers: Sequence[QuantLayer | QuantAttention], run: Callable[[], object]) -> None:
+        """The start's last part, when every layer of a segment works; `run` sends some pictures through the segment."""
 
 
 @dataclass(frozen=True)

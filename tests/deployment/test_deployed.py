@@ -119,7 +119,7 @@ def test_the_open_graphs_run_elsewhere(deployed, pictures):
 
 
 @pytest.mark.parametrize(
-    "method", ["passionsr", "lbq", "lsq", "lsq+", "percentile", "q-diffusion", "efficientdm", "svdquant"]
+    "method", ["passionsr", "let+bias", "lbq", "lsq", "lsq+", "percentile", "q-diffusion", "efficientdm", "svdquant"]
 )
 def test_every_method_that_ends_in_integers_is_deployed(method, make_pipe, pictures, tmp_path):
     toy = make_pipe(vae=(4,), unet=(8,), width=4, name="toy")
