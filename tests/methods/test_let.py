@@ -35,9 +35,9 @@ def test_a_corrected_layer_has_no_error_in_the_mean_whatever_it_was_corrected_by
 def test_where_constant_channels_meet_large_weights_the_correction_wins_decibels():
     """At t = 249, whose last layer takes eight nearly constant channels: on other pictures, of another size."""
     full, found = lab.tiny(timestep=249), {}
-    pairs, lrs = lab.bundled("calibration", 16, 64), [pair.lr for pair in lab.bundled("tuning", 4, 96)]
+    pairs, lrs = lab.bundled("calibration", 8, 48), [pair.lr for pair in lab.bundled("tuning", 2, 80)]
     for name in ("let", "let+bias"):
         q = lab.quantize(full, lab.W8A8)
         lab.calibrate(q, pairs, name)
         found[name] = np.mean([psnr_rgb(q(lr), full(lr)) for lr in lrs])
-    assert found["let+bias"] > found["let"] + 1, found
+    assert found["let+bias"] > found["let"] + 3, found
