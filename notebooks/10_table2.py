@@ -146,6 +146,12 @@ tried if have else None
 
 
 # %%
+def named(runs):
+    """The runs with the methods' labels, in the library's order."""
+    found = runs.method.map(labels)
+    return runs.assign(method=pd.Categorical(found, [name for name in labels.values() if name in {*found}]))
+
+
 def cells_of(runs):
     """A row per method, a column per width, and what a calibration costs."""
     groups = runs.groupby(["method", "recipe"], observed=True, sort=False)
@@ -166,10 +172,7 @@ def gaps_of(runs):
 
 
 if have:
-    runs = pd.concat(runs, ignore_index=True)
-    runs["method"] = pd.Categorical(
-        runs.method.map(labels), [n for n in labels.values() if n in {*runs.method.map(labels)}]
-    )
+    runs = named(pd.concat(runs, ignore_index=True))
     plain = runs.astype({"method": str})
 cells_of(runs) if have else None
 
@@ -185,12 +188,8 @@ gaps_of(runs).round(1) if have else None
 
 # %%
 longer = committed("methods_256_runs")
-if have and longer is not None:
-    longer["method"] = pd.Categorical(
-        longer.method.map(labels), [n for n in runs.method.cat.categories if n in {*longer.method.map(labels)}]
-    )
-    more = cells_of(longer)
-more if have and longer is not None else None
+longer = None if longer is None else named(longer)
+cells_of(longer) if have and longer is not None else None
 
 # %%
 if have and longer is not None:
