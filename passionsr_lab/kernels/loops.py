@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-ZERO, HALF = np.float32(0), np.float32(0.5)
+ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 SMALL, THOUSANDTH = np.float32(1e-8), np.float32(1e-3)
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")  # which does not look for a zero before it divides
@@ -227,28 +227,40 @@ def bounds_gradients(of_lower, of_upper, low, high, trim, flags, of_trim, of_ran
 
 
 @kernel
-def input_bounds(lows, highs, padded, scale, shift, first, last, trim, integer):
-    """Boundaries of x~ in these channels, its range, the channels that set it, and what `unbounded` needs to know."""
-    low, high, at, to = lows[first], highs[first], first, first
+def input_grid(
+    lows, highs, padded, scale, shift, first, last, trim, levels, integer, bordered, lower, upper, zero, ends, at
+):
+    """Boundaries of x~ in these channels, and what a zero is quantized to where a border has zeros; `ends` and `at` are
+    the range, the channels that set it, and what `unbounded` needs to know."""
+    low, high, least_at, greatest_at = lows[first], highs[first], first, first
     for c in range(first, last):
         least, greatest = (min(lows[c], ZERO), max(highs[c], ZERO)) if padded else (lows[c], highs[c])
         least, greatest = (least - shift[c]) / scale[c], (greatest - shift[c]) / scale[c]
         if c == first or least < low:
-            low, at = least, c
+            low, least_at = least, c
         if c == first or greatest > high:
-            high, to = greatest, c
-    lower, upper, flags = bounded(low, high, trim[0], trim[1], integer)
-    return lower, upper, low, high, at, to, flags
+            high, greatest_at = greatest, c
+    below, above, flags = bounded(low, high, trim[0, 0], trim[1, 0], integer)
+    if lower.size == 1:
+        lower[0], upper[0] = below, above
+    else:
+        lower[first:last], upper[first:last] = below, above
+    ends[0], ends[1], at[0], at[1], at[2] = low, high, least_at, greatest_at, flags
+    if bordered:
+        step, base = grid(below, above, levels, integer)
+        for c in range(first, last):
+            code = ((ZERO - shift[c]) / scale[c] - base) / step
+            zero[c] = np.rint(clamped(code, levels)) * step + base
 
 
 @kernel
-def input_bounds_gradients(of_lower, of_upper, found, scale, trim, of_scaling, of_trim):
-    _, _, low, high, at, to, flags = found
-    of_trim[0], of_trim[1], of_low, of_high = unbounded(of_lower, of_upper, low, high, trim[0], trim[1], flags)
-    of_scaling[0, at] -= of_low / scale[at] * low
-    of_scaling[1, at] -= of_low / scale[at]
-    of_scaling[0, to] -= of_high / scale[to] * high
-    of_scaling[1, to] -= of_high / scale[to]
+def input_grid_gradients(of_lower, of_upper, ends, at, scale, trim, of_scaling, of_trim):
+    low, high, least_at, greatest_at = ends[0], ends[1], at[0], at[1]
+    of_trim[0], of_trim[1], of_low, of_high = unbounded(of_lower, of_upper, low, high, trim[0, 0], trim[1, 0], at[2])
+    of_scaling[0, least_at] -= of_low / scale[least_at] * low
+    of_scaling[1, least_at] -= of_low / scale[least_at]
+    of_scaling[0, greatest_at] -= of_high / scale[greatest_at] * high
+    of_scaling[1, greatest_at] -= of_high / scale[greatest_at]
 
 
 @kernel
@@ -307,3 +319,39 @@ def weight_gradients(
     for c in range(len(times)):
         of_scaling[0, first + c // taps] += times[c]
         of_scaling[1, first + c // taps] += moves[c]
+
+
+# -- a product of attention: `product.QuantizedProduct` ---------------------------------------------------------------
+
+
+@inner
+def ends_of(low, high, scale, inverse):
+    factor = ONE / scale if inverse else scale
+    return low * factor, high * factor
+
+
+@kernel
+def factor_grid(lows, highs, scale, inverse, trim, integer, bounds, ends, counts):
+    """Boundaries of what is multiplied by `scale`, or divided by it if `inverse`; `ends` are the range, `counts` how
+    many channels have each, and what `unbounded` needs to know."""
+    for c in range(lows.size):
+        low, high = ends_of(lows[c], highs[c], scale[c], inverse)
+        if c == 0 or low < ends[0]:
+            ends[0], counts[0] = low, 0
+        if c == 0 or high > ends[1]:
+            ends[1], counts[1] = high, 0
+        counts[0] += low == ends[0]
+        counts[1] += high == ends[1]
+    bounds[0, 0], bounds[1, 0], counts[2] = bounded(ends[0], ends[1], trim[0, 0], trim[1, 0], integer)
+
+
+@kernel
+def factor_grid_gradients(of_bounds, ends, counts, lows, highs, scale, inverse, trim, of_scale, of_trim):
+    of_trim[0], of_trim[1], of_low, of_high = unbounded(
+        of_bounds[0, 0], of_bounds[1, 0], ends[0], ends[1], trim[0, 0], trim[1, 0], counts[2]
+    )
+    for c in range(lows.size):
+        low, high = ends_of(lows[c], highs[c], scale[c], inverse)
+        share = of_low / counts[0] * lows[c] if low == ends[0] else 0.0
+        share += of_high / counts[1] * highs[c] if high == ends[1] else 0.0
+        of_scale[c] += -share / (scale[c] * scale[c]) if inverse else share

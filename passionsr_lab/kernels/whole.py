@@ -8,18 +8,19 @@ composes out of `fused`, within rounding: sums are done in another order.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import loops
 from .compiled import array
 from .fused import Convolution, Grid, buffer, no_autocast, products
+from .parts import Half, Parts
 
 
 class Plan(NamedTuple):
@@ -44,22 +45,16 @@ class Plan(NamedTuple):
     of_weight: Grid
 
 
-@lru_cache(maxsize=256)
-def _halves(sizes: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First channel of each half, and first channel behind it."""
-    ends = [0, *accumulate(sizes)]
-    return list(pairwise(ends))
-
-
 class QuantizedLayer(torch.autograd.Function):
-    """(x, log_scale, offset, `Plan`, *trims) -> y; the trims of the activation's halves, then those of the weight's."""
+    """(x, log_scale, offset, `Work`, *trims) -> y; the trims of the activation's halves, then those of the weight's."""
 
     @staticmethod
-    def forward(ctx, x, log_scale, offset, plan, *trims):
-        x = x.contiguous()
-        state = ctx.state = State(plan, log_scale, offset, trims)
-        seen = state.seen(x)
-        weight, bias = state.weight_and_bias()
+    def forward(ctx, x, log_scale, offset, work, *trims):
+        x, plan = x.contiguous(), work.plan
+        work.settle()
+        seen = work.seen(x)
+        weight, bias = work.weight_and_bias()
+        ctx.work = work
         ctx.save_for_backward(x, weight, log_scale, offset, *trims)
         if plan.conv is None:
             return F.linear(seen, weight, bias)
@@ -67,47 +62,72 @@ class QuantizedLayer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        (x, weight, *_), state, plan = ctx.saved_tensors, ctx.state, ctx.state.plan
+        (x, weight, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
-            seen = None if plan.kept else state.seen(x)
-            needed = state.bordered or not (plan.kept or plan.reach is None)
+            seen = None if plan.kept else work.seen(x)
+            needed = work.bordered or not (plan.kept or plan.reach is None)
             inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.kept, needed))
-            of_x, of_scaling, of_trims = state.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
+            of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
             if not plan.kept:
-                of_trims += state.of_weight(of_weight, of_bias, of_scaling)
+                of_trims += work.of_weight(of_weight, of_bias, of_scaling)
         if plan.reach is None:
             return of_x, None, None, None, *of_trims
-        of_scale, of_shift = torch.from_numpy(of_scaling)
-        return of_x, of_scale * torch.from_numpy(state.scale), of_shift * plan.reach, None, *of_trims
+        of_scaling[0] *= work.scale
+        of_scaling[1] *= work.reach
+        return of_x, *torch.from_numpy(of_scaling), None, *of_trims
 
 
-class State:
-    """What a forward pass leaves to its backward pass beside tensors: numbers of one layer, as arrays."""
+class Work(Parts):
+    """A layer's numbers as arrays: views of what it is made of, and what a forward pass leaves to its backward pass.
 
-    def __init__(self, plan: Plan, log_scale: Tensor | None, offset: Tensor | None, trims: tuple[Tensor, ...]):
-        self.plan, self.halves = plan, _halves(plan.sizes)
-        kind, channels = array(plan.low).dtype.type, len(plan.low)
-        if plan.reach is None:
-            self.scale, self.shift = np.ones(channels, kind), np.zeros(channels, kind)
-        else:
-            self.scale, self.shift = array(log_scale.exp()), array(plan.reach * offset)
-        self.trims = [array(t).reshape(2, -1) for t in trims]
+    Args:
+        plan, log_scale, offset, trims: as `QuantizedLayer` takes them.
+        layer, settings: as `Parts` has them.
+    """
+
+    def __init__(
+        self, plan: Plan, log_scale: Tensor | None, offset: Tensor | None, trims: Sequence[Tensor],
+        layer: nn.Module, settings: tuple,
+    ):  # fmt: skip
+        super().__init__(layer, settings)
+        self.plan, self.log_scale, self.offset, self.trims = plan, log_scale, offset, trims
+        self.low, self.high = array(plan.low), array(plan.high)
+        kind, channels = self.low.dtype.type, len(plan.low)
+        self.scaling = torch.stack((torch.ones_like(plan.low), torch.zeros_like(plan.low)))
+        self.scale, self.shift = array(self.scaling)
+        self.reach = None if plan.reach is None else array(plan.reach)
         self.levels, self.integer = kind(2**plan.act.bits - 1), plan.act.zero_point == "integer"
-        low, high = array(plan.low), array(plan.high)
-        self.found = [
-            loops.input_bounds(low, high, plan.padded, self.scale, self.shift, *half, trim[:, 0], self.integer)
-            for half, trim in zip(self.halves, self.trims)
-        ]
-        ends = np.array([found[:2] for found in self.found], kind).T  # lower and upper
-        self.lower, self.upper = ends if len(self.halves) == 1 else ends.repeat(plan.sizes, 1)
+        self.weight_levels = kind(2**plan.of_weight.bits - 1)
         shifted = plan.reach is not None or not self.integer
         self.bordered = shifted and plan.conv is not None and any(plan.conv.padding)
         self.zero = np.zeros(channels, kind)  # what a zero that pads x is quantized to, where that is not 0
-        if self.bordered:
-            loops.plane_values(*self._walk(self.zero[None, :, None]), self.zero.copy(), self.zero[None, :, None])
+        count, rows = len(plan.sizes), len(plan.weight)
+        self.lower, self.upper = np.empty((2, 1 if count == 1 else channels), kind)
+        starts = [0, *accumulate(plan.sizes)]
+        pairs = [array(t).reshape(2, -1) for t in trims]
+        self.halves = [
+            Half(*ends, trim, np.empty(2, kind), np.empty(3, np.int64)) for ends, trim in zip(pairwise(starts), pairs)
+        ]
+        self.weight_halves = [
+            Half(*ends, trim, np.empty((4, rows), kind), np.empty(rows, np.uint8))
+            for ends, trim in zip(pairwise(starts), pairs[count:])
+        ]
+        self.rows = array(plan.weight).reshape(rows, -1)
+        self.walk = self.scale, self.shift, self.lower, self.upper, self.levels, self.integer, False
 
-    def _walk(self, x: np.ndarray) -> tuple:
-        return x, self.scale, self.shift, self.lower, self.upper, self.levels, self.integer, False
+    def __call__(self, x: Tensor) -> Tensor:
+        return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
+
+    def settle(self) -> None:
+        """Scale, shift and boundaries of the activation, as parameters are now."""
+        if self.plan.reach is not None:
+            torch.exp(self.log_scale, out=self.scaling[0])
+            torch.mul(self.plan.reach, self.offset, out=self.scaling[1])
+        for half in self.halves:
+            loops.input_grid(
+                self.low, self.high, self.plan.padded, self.scale, self.shift, half.first, half.last, half.trim,
+                self.levels, self.integer, self.bordered, self.lower, self.upper, self.zero, half.ends, half.flags,
+            )  # fmt: skip
 
     def _shape(self, x: Tensor) -> tuple[int, ...]:
         return (x.shape[0], x.shape[1], -1) if self.plan.conv else (-1, x.shape[-1])
@@ -118,7 +138,7 @@ class State:
         out = torch.empty_like(x) if out is None else out
         kernel = loops.plane_values if self.plan.conv else loops.row_values
         shape = self._shape(x)
-        kernel(*self._walk(array(x).reshape(shape)), self.zero, array(out).reshape(shape))
+        kernel(array(x).reshape(shape), *self.walk, self.zero, array(out).reshape(shape))
         return out
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
@@ -130,16 +150,14 @@ class State:
             zero = torch.from_numpy(self.zero.repeat(weight[0, 0].numel()))
             more = torch.mv(weight.flatten(1), zero)
             return weight, more if plan.bias is None else plan.bias + more
-        rows, out = array(weight).reshape(len(weight), -1), torch.empty(weight.shape, dtype=weight.dtype)
+        out = torch.empty(weight.shape, dtype=weight.dtype)
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
-        self.ends, levels = [], self.scale.dtype.type(2**plan.of_weight.bits - 1)
-        for half, trim in zip(self.halves, self.trims[len(self.halves) :]):
-            ends, flags = np.empty((4, len(rows)), rows.dtype), np.empty(len(rows), np.uint8)
+        values, of_bias = array(out).reshape(self.rows.shape), array(bias)
+        for half in self.weight_halves:
             loops.weight_values(
-                rows, self.scale, self.shift, self.zero, *half, trim, levels, self.integer,
-                array(out).reshape(rows.shape), array(bias), ends, flags,
+                self.rows, self.scale, self.shift, self.zero, half.first, half.last, half.trim, self.weight_levels,
+                self.integer, values, of_bias, half.ends, half.flags,
             )  # fmt: skip
-            self.ends.append((half, trim, levels, ends, flags))
         return out, bias if self.bordered or plan.bias is not None or plan.reach is not None else None
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
@@ -147,7 +165,7 @@ class State:
         grad, shape, plan = grad.contiguous(), self._shape(x), self.plan
         out = torch.empty_like(x) if wanted else None
         of_ends, of_scaling = (np.empty((2, len(t)), t.dtype) for t in (self.lower, self.scale))
-        arrays = array(grad).reshape(shape), *self._walk(array(x).reshape(shape))
+        arrays = array(grad).reshape(shape), array(x).reshape(shape), *self.walk
         last = None if out is None else array(out).reshape(shape), of_ends, of_scaling
         if plan.conv:
             around = self.zero[:0]
@@ -157,25 +175,25 @@ class State:
         else:
             loops.row_gradients(*arrays, *last)
         of_trims = []
-        for (a, b), found, trim in zip(self.halves, self.found, self.trims):
-            of_lower, of_upper = of_ends[:, a:b].sum(1) if len(self.halves) > 1 else of_ends[:, 0]
-            of_trim = np.empty(2, trim.dtype)
-            loops.input_bounds_gradients(of_lower, of_upper, found, self.scale, trim[:, 0], of_scaling, of_trim)
+        for half in self.halves:
+            of_lower, of_upper = of_ends[:, half.first : half.last].sum(1) if len(self.halves) > 1 else of_ends[:, 0]
+            of_trim = np.empty(2, of_ends.dtype)
+            loops.input_grid_gradients(
+                of_lower, of_upper, half.ends, half.flags, self.scale, half.trim, of_scaling, of_trim
+            )
             of_trims.append(torch.from_numpy(of_trim))
         return out, of_scaling, of_trims
 
     def of_weight(self, grad: Tensor, of_bias: Tensor | None, of_scaling: np.ndarray) -> list[Tensor]:
         """Gradients of the weight's trims; adds those of (scale, shift)."""
-        weight = self.plan.weight
-        rows = array(weight).reshape(len(weight), -1)
-        grad = array(grad.contiguous()).reshape(rows.shape)
-        of_bias = np.zeros(len(rows), rows.dtype) if of_bias is None else array(of_bias)
+        grad, dims = array(grad.contiguous()).reshape(self.rows.shape), self.plan.weight.ndim
+        of_bias = np.zeros(len(grad), grad.dtype) if of_bias is None else array(of_bias)
         of_trims = []
-        for half, trim, levels, ends, flags in self.ends:
-            of_trim = np.empty_like(trim)
+        for half in self.weight_halves:
+            of_trim = np.empty_like(half.trim)
             loops.weight_gradients(
-                grad, of_bias, rows, self.scale, self.zero, *half, trim, levels, self.integer, ends, flags,
-                of_scaling, of_trim,
+                grad, of_bias, self.rows, self.scale, self.zero, half.first, half.last, half.trim, self.weight_levels,
+                self.integer, half.ends, half.flags, of_scaling, of_trim,
             )  # fmt: skip
-            of_trims.append(torch.from_numpy(of_trim).view(2, -1, *[1] * (weight.ndim - 1)))
+            of_trims.append(torch.from_numpy(of_trim).view(2, -1, *[1] * (dims - 1)))
         return of_trims

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,13 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels import compiled
 from ..kernels.fused import FakeQuantize, Grid, wide
 from .layer import Quantized
-from .quantizer import Quantizer
+from .quantizer import BoundaryQuantizer, Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
+
+if TYPE_CHECKING:
+    from ..kernels.product import Work
 
 SCORES = 2**23  # attention scores that are held at once: queries go in chunks, in training in smaller ones
 
@@ -78,6 +81,7 @@ class QuantAttention(Quantized):
     def empty(self) -> None:
         for found in self.ranges.values():
             found.clear()
+        self._work: Work | None = None
         self.quantizers = nn.ModuleDict()
         self.transform_qk: EquivalentTransform | None = None
         self.transform_v: EquivalentTransform | None = None
@@ -120,9 +124,35 @@ class QuantAttention(Quantized):
             for key, x in zip("qkv", (q, k, v)):
                 self.ranges[key].add(x, -1)
             return attend(q, k, v, heads, scale, mask, self._observed)
-        q, k, v = (self._on_grid(key, wide(x)) for key, x in zip("qkv", (q, k, v)))
+        q, k, v = (wide(x) for x in (q, k, v))
+        if mask is None and (work := self._whole(q, k, v, heads, scale)) is not None:
+            return work(q, k, v)
+        q, k, v = (self._on_grid(key, x) for key, x in zip("qkv", (q, k, v)))
         out = attend(q, k, v, heads, scale, mask, self._quantized_probabilities)
         return out if self.transform_v is None else out * self.transform_v.scale
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Work | None:
+        """The products as one compiled function of scales and boundaries; None if they are not."""
+        one = compiled.on(q, k, v) and q.dtype == k.dtype == v.dtype == self.ranges["q"].low.dtype
+        if not one or len(k) * heads * k.shape[1] * q.shape[1] > SCORES:
+            return None
+        work, settings = self._work, (self.setting, heads, scale)
+        if work is None or not work.serves(settings):
+            work = self._work = self._new_work(*settings)
+        return work
+
+    def _new_work(self, setting: LayerRecipe, heads: int, scale: float) -> Work | None:
+        from ..kernels.product import Work
+
+        transforms = self.transform_qk, self.transform_v
+        ours = all(type(q) is BoundaryQuantizer and q.plain for q in self.quantizers.values())
+        if not ours or not all(type(t) in (EquivalentTransform, type(None)) for t in transforms):
+            return None
+        ranges = {key: found.require(self.name) for key, found in self.ranges.items()}
+        trims = {key: quantizer.trim for key, quantizer in self.quantizers.items()}
+        grid = Grid(setting.act_bits, setting.zero_point)
+        log_scales = tuple(None if t is None else t.log_scale for t in transforms)
+        return Work(heads, scale, ranges, trims, grid, log_scales, self, (setting, heads, scale))
 
     def _observed(self, p: Tensor) -> Tensor:
         self.ranges["p"].add(p[None], 0)

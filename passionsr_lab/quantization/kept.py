@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -29,18 +29,21 @@ class Kept:
         more: Sequence[Tensor | None] = (),
     ):  # fmt: skip
         """`make()`, or what it gave the last time; `more` are small tensors beside those of the modules."""
-        parts = [part for module in modules if module is not None for part in _within(module)]
-        if torch.is_grad_enabled() and any(p.requires_grad for part in parts for p in part._parameters.values()):
-            return make()
-        small = [t for part in parts for t in (*part._parameters.values(), *part._buffers.values()) if t is not None]
+        parts = _within(modules)
+        own = (own for part in parts for own in (part._parameters, part._buffers))
+        small = [t for found in own for t in found.values() if t is not None]
         small += [t for t in more if t is not None]
         large = [t for t in large if t is not None]
-        if not _may(parts, [*small, *large]):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not all(map(_here, large)):
+            return make()
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*small, *large)):
             return make()
         marks = [(t.data_ptr(), t._version, t.dtype, t.shape, *_sums(t)) for t in large]
         held = self._held
         if held is not None and _same(held, parts, marks, small):
             return held[-1]
+        if not (all(map(_here, small)) and all(map(_steady, parts))):
+            return make()
         with torch.inference_mode(False), torch.no_grad():
             value = make()
             self._held = parts, _options(parts), marks, [t.detach() for t in large], [t.clone() for t in small], value
@@ -60,33 +63,32 @@ class Kept:
 @torch.no_grad()
 def _sums(t: Tensor) -> tuple[float, float]:
     """Two sums over all values, weighted by column, and by row and column: other values or another order differ."""
-    rows = t.detach().float().reshape(len(t), -1)
-    rows = rows @ _ramp(rows.shape[1])
-    return rows.sum().item(), (rows @ _ramp(len(rows))).item()
+    rows = t.detach().float().flatten(1)
+    return tuple((_ramps(len(rows)) @ (rows @ _ramps(rows.shape[1])[1])).tolist())
 
 
 @lru_cache(maxsize=64)
-def _ramp(count: int) -> Tensor:
+def _ramps(count: int) -> Tensor:
+    """(2, count) ones, and from 1 to 2."""
     with torch.inference_mode(False):
-        return 1 + torch.arange(count) / count
+        return torch.stack((torch.ones(count), 1 + torch.arange(count) / count))
 
 
-def _within(module: nn.Module) -> Iterator[nn.Module]:
-    yield module
-    for child in module._modules.values():
-        if child is not None:
-            yield from _within(child)
+def _within(modules: Sequence[nn.Module | None]) -> list[nn.Module]:
+    """These modules and all in them."""
+    parts = [module for module in modules if module is not None]
+    for part in parts:  # which grows meanwhile
+        if part._modules:
+            parts += [child for child in part._modules.values() if child is not None]
+    return parts
 
 
 def _options(parts: Sequence[nn.Module]) -> list[str]:
     return [part.extra_repr() for part in parts if isinstance(part, Slot)]
 
 
-def _may(parts: Sequence[nn.Module], tensors: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not all(map(_steady, parts)):
-        return False
-    grad = torch.is_grad_enabled()
-    return all(t.is_cpu and not t.is_inference() and not (grad and t.requires_grad) for t in tensors)
+def _here(t: Tensor) -> bool:
+    return t.is_cpu and not t.is_inference()
 
 
 def _steady(part: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import TYPE_CHECKING, Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ from .quantizer import BoundaryQuantizer, Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
+
+if TYPE_CHECKING:
+    from ..kernels.whole import Work
 
 MODES = ("float", "observe", "quantized")
 _modes: ContextVar[dict | None] = ContextVar("modes", default=None)  # of this thread or task only
@@ -152,10 +155,10 @@ class QuantLayer(Quantized):
             self.range.add(x, self.dim)
         if mode != "quantized":
             return self.layer(x)
+        if (work := self._whole(x)) is not None:
+            return work(x)
         self.range.require(self.name)
         fusible = self._fusible
-        if fusible and self._whole(x):
-            return self._compiled(x).to(x.dtype)
         trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
         seen = None if fusible and self.branch is None else self.transformed_input(x)
         out = self._fused(x, trained) if fusible else self.operate(self.quantized(seen), *trained)
@@ -179,16 +182,39 @@ class QuantLayer(Quantized):
         known = self.transform is not None and self._scaled
         return (self.transform.scale, self.transform.shift) if known else (None, None)
 
-    def _whole(self, x: Tensor) -> bool:
-        """Whether the layer is one compiled function of scale, shift and boundaries, which are being trained."""
-        boundaries = (*self.act_quantizers, *self.weight_quantizers)
-        return (
-            compiled.on(x, self.layer.weight) and x.dtype == self.layer.weight.dtype
-            and torch.is_grad_enabled() and self.alignment is None
-            and self._weight_fusible and self.groups == 1 and (self.conv or len(self.sizes) == 1)
-            and all(type(q) is BoundaryQuantizer for q in boundaries)
-            and (not self.padded or self.layer.padding_mode == "zeros")
-        )  # fmt: skip
+    def _whole(self, x: Tensor) -> Work | None:
+        """The layer as one compiled function of scale, shift and boundaries that are trained; None if it is not."""
+        weight = self.layer.weight
+        if not (torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)):
+            return None
+        if any(slot is not None for slot in (self.rounding, self.delta, self.branch, self.alignment)):
+            return None
+        work, settings = self._work, (self.setting, *self.sizes)
+        serves = work is not None and work.serves(settings)
+        if not serves or (work.plan.kept and self._weight_and_bias()[0] is not work.plan.weight):
+            work = self._work = self._new_work(settings)
+        return work
+
+    def _new_work(self, settings: tuple) -> Work | None:
+        from ..kernels.whole import Plan, Work
+
+        let, layer, quantizers = self.transform, self.layer, (*self.act_quantizers, *self.weight_quantizers)
+        if not (
+            self._fusible and self._weight_fusible and self.groups == 1 and (self.conv or len(self.sizes) == 1)
+            and all(type(q) is BoundaryQuantizer for q in quantizers)
+            and (not self.padded or layer.padding_mode == "zeros")
+        ):  # fmt: skip
+            return None
+        trained = [*self.weight_quantizers.parameters(), *(() if let is None else let.parameters())]
+        kept = not any(p.requires_grad for p in trained)
+        weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
+        grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
+        reach, sizes = None if let is None else let.reach, tuple(self.sizes)
+        ends = self.range.require(self.name)
+        plan = Plan(weight, bias, kept, reach, *ends, self.padded, sizes, self._convolution, *grids)
+        scaling = (None, None) if let is None else (let.log_scale, let.offset)
+        trims = [q.trim for q in quantizers[: len(sizes) if kept else None]]
+        return Work(plan, *scaling, trims, self, settings)
 
     @property
     def _convolution(self) -> Convolution | None:
@@ -197,31 +223,6 @@ class QuantLayer(Quantized):
             return None
         padding = tuple(self.layer._reversed_padding_repeated_twice[::-2])
         return Convolution(self.layer.stride, padding, self.layer.dilation, self.groups)
-
-    def _compiled(self, x: Tensor) -> Tensor:
-        """The layer's output by `whole.QuantizedLayer`."""
-        from ..kernels.whole import Plan, QuantizedLayer
-
-        let, layer = self.transform, self.layer
-        trims = [q.trim for q in (*self.act_quantizers, *self.weight_quantizers)]
-        trained = [*trims[len(self.sizes) :], *(() if let is None else let.parameters())]
-        kept = not any(p.requires_grad for p in trained)
-        weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
-        grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
-        reach = None if let is None else let.reach
-        plan = Plan(
-            weight,
-            bias,
-            kept,
-            reach,
-            *self.range.require(self.name),
-            self.padded,
-            tuple(self.sizes),
-            self._convolution,
-            *grids,
-        )
-        log_scale, offset = (None, None) if let is None else (let.log_scale, let.offset)
-        return QuantizedLayer.apply(x, log_scale, offset, plan, *(trims[: len(self.sizes)] if kept else trims))
 
     def _fused(self, x: Tensor, trained: tuple[Tensor, Tensor | None] | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`; weight and bias if they may be trained."""
@@ -256,6 +257,7 @@ class QuantLayer(Quantized):
         """Drops the weights that are kept, which take the memory of the float ones once more."""
         for kept in (self._kept_weight, self._kept_input, self._kept_tables, self._kept_whole):
             kept.clear()
+        self._work = None
 
     def _apply(self, fn, recurse: bool = True):
         self.forget()
