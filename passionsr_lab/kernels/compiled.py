@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+ROW = 192  # numbers in a row that is walked quickly
 KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 _on: ContextVar[bool] = ContextVar("compiled", default=False)  # of this thread or task only
 MISSING = "The compiled passes need numba (pip install numba); this calibration runs in torch's, which are slower."
@@ -45,11 +46,13 @@ def compiled(on: bool = True) -> Iterator[None]:
 
 class Layout(NamedTuple):
     """How a tensor is walked: (planes, channels, size), a scale per channel, or (rows, columns), one for so many
-    columns (taps) side by side; boundaries are the same everywhere, or one pair per channel or row."""
+    columns (taps) side by side; boundaries are the same everywhere, or one pair per channel or row.  Where channels lie
+    last in memory, rows are pixels, so many (tiles) side by side; elsewhere that is 0."""
 
     shape: tuple[int, ...]
     channels: int
     taps: int
+    tiles: int = 0
 
 
 def layout_of(x: Tensor, scale: Tensor | None, shift: Tensor | None, lower: Tensor, grid) -> Layout | None:
@@ -58,6 +61,8 @@ def layout_of(x: Tensor, scale: Tensor | None, shift: Tensor | None, lower: Tens
         return None
     per_channel = (None, (1, x.shape[1], 1, 1)) if x.ndim == 4 and not grid.multiply else ()
     if all(getattr(t, "shape", None) in per_channel for t in (scale, shift)) and lower.shape in ((), *per_channel):
+        if not lower.shape and (tiles := tiles_of(x)):
+            return Layout((-1, x.shape[1] * tiles), x.shape[1] * tiles, 1, tiles)
         return Layout((x.shape[0], x.shape[1], x.shape[2] * x.shape[3]), x.shape[1], 1)
     columns = x.shape[-1] if x.ndim else 1
     if scale is None and lower.ndim == x.ndim > 0 and lower.numel() == len(x):
@@ -74,13 +79,13 @@ def values(x, scale, shift, lower, upper, grid, layout: Layout, minus=None, out:
     """Q(x~) - minus, of the shape of x; `minus` (1, C, 1, 1) or None."""
     from . import loops
 
-    x = x.contiguous()
+    x = x if layout.tiles else x.contiguous()
     out = torch.empty_like(x) if out is None else out
     kernel = loops.plane_values if len(layout.shape) == 3 else loops.row_values
-    minus = _constant(0, layout.channels, x.dtype) if minus is None else _flat(minus)
+    minus = _constant(0, layout.channels // layout.taps, x.dtype) if minus is None else _tiled(_flat(minus), layout)
     bounds = _flat(lower), _flat(upper), *_whole(grid, x.dtype)
     scaling = _scaling(scale, shift, layout, x.dtype)
-    kernel(array(x, layout.shape), *scaling, *bounds, minus, array(out, layout.shape))
+    kernel(walked(x, layout.shape, layout.tiles), *scaling, *bounds, minus, walked(out, layout.shape, layout.tiles))
     return out
 
 
@@ -91,17 +96,17 @@ def gradients(grad, x, scale, shift, lower, upper, grid, layout: Layout, around=
     """
     from . import loops
 
-    grad, x = grad.contiguous(), x.contiguous()
+    x, grad = x if layout.tiles else x.contiguous(), as_it_lies(grad, layout.tiles)
     out = torch.empty_like(x) if wanted else None  # not `grad` again: a loop that writes what it reads stays scalar
     of_bounds, of_scaling = (x.new_empty(2, n) for n in (lower.numel(), layout.channels // layout.taps))
-    arrays = array(grad, layout.shape), array(x, layout.shape), *_scaling(scale, shift, layout, x.dtype)
+    arrays = *(walked(t, layout.shape, layout.tiles) for t in (grad, x)), *_scaling(scale, shift, layout, x.dtype)
     bounds = _flat(lower), _flat(upper), *_whole(grid, x.dtype)
-    found = array(out, layout.shape) if wanted else None, array(of_bounds), array(of_scaling)
-    if len(layout.shape) == 3:
-        everywhere = _flat(around) if around is not None else _constant(0, 0, x.dtype)
-        loops.plane_gradients(*arrays, *bounds, everywhere, *found)
-    else:
-        loops.row_gradients(*arrays, *bounds, *found)
+    found = None if out is None else walked(out, layout.shape, layout.tiles), array(of_bounds), array(of_scaling)
+    everywhere = _constant(0, 0, x.dtype) if around is None else beside(_flat(around), layout.tiles)
+    kernel = loops.plane_gradients if len(layout.shape) == 3 else loops.row_gradients
+    kernel(*arrays, *bounds, everywhere, *found)
+    if layout.tiles:
+        of_scaling = of_scaling.view(2, layout.tiles, -1).sum(1)
     return (
         out,
         None if scale is None else of_scaling[0].view(scale.shape),
@@ -145,6 +150,36 @@ def array(t: Tensor, shape: tuple[int, ...] | None = None) -> np.ndarray:
     return found if shape is None else found.reshape(shape)
 
 
+def tiles_of(x: Tensor) -> int:
+    """Of a tensor whose channels lie last in memory, how many pixels side by side make a row that is long enough to be
+    walked quickly; 0 of another."""
+    if x.ndim != 4 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return 0
+    tiles, pixels = 1, x.numel() // x.shape[1]
+    while tiles * x.shape[1] < ROW and pixels % (2 * tiles) == 0:
+        tiles *= 2
+    return tiles
+
+
+def walked(x: Tensor, shape: tuple[int, ...], tiles: int) -> np.ndarray:
+    """The memory of a tensor, which lies as `tiles` says, in this shape."""
+    return array(x.permute(0, 2, 3, 1) if tiles else x, shape)
+
+
+def as_it_lies(x: Tensor, tiles: int) -> Tensor:
+    """The same with its channels last in memory, or first."""
+    return x.contiguous(memory_format=torch.channels_last if tiles else torch.contiguous_format)
+
+
+def beside(few: np.ndarray, tiles: int) -> np.ndarray:
+    """What all pixels of a channel share: it is the first tile's."""
+    return np.concatenate((few, np.zeros(len(few) * (tiles - 1), few.dtype))) if tiles > 1 else few
+
+
+def _tiled(few: np.ndarray, layout: Layout) -> np.ndarray:
+    return np.tile(few, layout.tiles) if layout.tiles > 1 else few
+
+
 def _flat(t: Tensor) -> np.ndarray:
     return t.detach().contiguous().numpy().reshape(-1)
 
@@ -152,8 +187,8 @@ def _flat(t: Tensor) -> np.ndarray:
 def _scaling(scale, shift, layout: Layout, dtype: torch.dtype) -> tuple:
     count = layout.channels // layout.taps
     return (
-        _constant(1, count, dtype) if scale is None else _flat(scale),
-        _constant(0, count, dtype) if shift is None else _flat(shift),
+        _constant(1, count, dtype) if scale is None else _tiled(_flat(scale), layout),
+        _constant(0, count, dtype) if shift is None else _tiled(_flat(shift), layout),
     )
 
 

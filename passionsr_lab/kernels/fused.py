@@ -260,8 +260,8 @@ def no_autocast(t: Tensor):
 
 
 def buffer(slot: int, like: Tensor) -> Tensor | None:
-    """A buffer of this thread's for a tensor of this shape, whose content the next call with the slot may overwrite;
-    None off the CPU, whose allocators keep memory, and for large tensors."""
+    """A buffer of this thread's that lies in memory as a tensor does, whose content the next call with the slot may
+    overwrite; None off the CPU, whose allocators keep memory, and for large tensors."""
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
     if not like.is_cpu or like.numel() > SCRATCH:
         return None
@@ -269,6 +269,9 @@ def buffer(slot: int, like: Tensor) -> Tensor | None:
     if held is None or held.numel() < like.numel():
         with torch.inference_mode(False):
             held = _scratch.__dict__[slot, dtype] = torch.empty(like.numel(), dtype=dtype)
+    if compiled.tiles_of(like):
+        n, channels, height, width = like.shape
+        return held[: like.numel()].view(n, height, width, channels).permute(0, 3, 1, 2)
     return held[: like.numel()].view(like.shape)
 
 
@@ -354,7 +357,7 @@ def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, 
     grid, conv, needs, layout = ctx.grid, ctx.conv, ctx.needs_input_grad, ctx.layout
     seen = None
     if needs[1]:
-        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x)).view(x.shape)
+        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x))
     inputs = any((needs[0], *needs[3:7]))
     inner, of_weight, of_bias = products(grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None))
     around = None
@@ -377,7 +380,9 @@ def products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, 
         rows = grad.reshape(-1, grad.shape[-1])
         of_weight = rows.t() @ seen.to(grad.dtype).view(-1, x.shape[-1]) if mask[1] else None
         return grad @ weight if mask[0] else None, of_weight, rows.sum(0) if mask[2] else None
-    seen = grad.new_empty(1).expand(x.shape) if seen is None else seen.to(grad.dtype)  # or its shape alone
+    if seen is None:  # its shape alone, and how it lies in memory
+        seen = x if x.dtype == grad.dtype else grad.new_empty(1).expand(x.shape)
+    seen = seen.to(grad.dtype)
     inner, of_weight, _ = torch.ops.aten.convolution_backward(
         grad,
         seen,
@@ -391,6 +396,7 @@ def products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, 
         conv.groups,
         (*mask[:2], False),
     )
+    of_weight = of_weight.contiguous() if mask[1] else None
     return inner, of_weight, grad.sum((0, 2, 3)) if mask[2] else None  # oneDNN's would compute the weight's as well
 
 

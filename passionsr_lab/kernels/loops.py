@@ -2,7 +2,8 @@
 
 Arrays are contiguous.  x is (planes, channels, size) with a scale and shift for each channel, or (rows,
 columns) with one for each column or for several side by side; `lower` and `upper` have one element, or one for each
-channel or row.
+channel or row.  `minus` is taken off what comes out, and `around`, which is used up, is the gradient of all that a
+channel gives, what pads it included; both per channel or column.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def plane_values(x, scale, shift, lower, upper, levels, integer, multiply, minus
 @kernel
 def row_values(x, scale, shift, lower, upper, levels, integer, multiply, minus, out):
     taps = x.shape[1] // len(scale)
-    by, off = spread(scale, taps), spread(shift, taps)
+    by, off, less = spread(scale, taps), spread(shift, taps), spread(minus, taps)
     for n in range(x.shape[0]):
         j = n if lower.size > 1 else 0
         step, base = grid(lower[j], upper[j], levels, integer)
@@ -73,7 +74,7 @@ def row_values(x, scale, shift, lower, upper, levels, integer, multiply, minus, 
         else:
             for c in range(x.shape[1]):
                 code = ((x[n, c] - off[c]) / by[c] - base) / step
-                out[n, c] = np.rint(clamped(code, levels)) * step + base
+                out[n, c] = np.rint(clamped(code, levels)) * step + (base - less[c])
 
 
 @inner
@@ -130,7 +131,7 @@ def plane_gradients(grad, x, scale, shift, lower, upper, levels, integer, multip
 
 
 @kernel
-def row_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply, out, of_bounds, of_scaling):
+def row_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply, around, out, of_bounds, of_scaling):
     rows, columns = x.shape
     sums, high = np.zeros((3, lower.size)), levels + HALF
     taps = columns // len(scale)
@@ -156,6 +157,21 @@ def row_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply
         sums[0, j] += below
         sums[1, j] += above
         sums[2, j] += error
+        if around.size:
+            for c in range(columns):
+                around[c] -= grad[n, c]
+    if around.size:  # of one pair of boundaries, and no taps
+        step, base = grid(lower[0], upper[0], levels, integer)
+        for c in range(columns):
+            g, code = around[c], (-off[c] / by[c] - base) / step
+            if code < -HALF:
+                sums[0, 0] += g
+            elif code > high:
+                sums[1, 0] += g
+            else:
+                sums[2, 0] += g * (np.rint(clamped(code, levels)) - code)
+                times[c] -= g * off[c]
+                inside[c] += g
     for i in range(scale.size):
         all_x, all_g = 0.0, 0.0
         for c in range(i * taps, (i + 1) * taps):

@@ -141,10 +141,8 @@ class Work(Parts):
         low, high, scale, half, _, inverse, shape = share
         of_bounds, of_scaling = np.empty((2, 1), scale.dtype), np.empty((2, len(scale)), scale.dtype)
         walk, last = self._walk(key, x, grad.contiguous()), (array(out).reshape(shape), of_bounds, of_scaling)
-        if key == "p":
-            loops.plane_gradients(*walk, self.none[key][:0], *last)
-        else:
-            loops.row_gradients(*walk, *last)
+        kernel = loops.plane_gradients if key == "p" else loops.row_gradients
+        kernel(*walk, self.none[key][:0], *last)
         of_trim = np.empty(2, scale.dtype)
         loops.factor_grid_gradients(
             of_bounds, half.ends, half.flags, low, high, scale, inverse, half.trim, of_scaling[0], of_trim

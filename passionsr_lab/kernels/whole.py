@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import array
+from .compiled import array, as_it_lies, beside, tiles_of, walked
 from .fused import Convolution, Grid, buffer, no_autocast, products
 from .parts import Half, Parts
 
@@ -50,7 +50,7 @@ class QuantizedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, log_scale, offset, work, *trims):
-        x, plan = x.contiguous(), work.plan
+        x, plan = x if work.tiles(x) else x.contiguous(), work.plan
         work.settle()
         seen = work.seen(x)
         weight, bias = work.weight_and_bias()
@@ -113,7 +113,6 @@ class Work(Parts):
             for ends, trim in zip(pairwise(starts), pairs[count:])
         ]
         self.rows = array(plan.weight).reshape(rows, -1)
-        self.walk = self.scale, self.shift, self.lower, self.upper, self.levels, self.integer, False
 
     def __call__(self, x: Tensor) -> Tensor:
         return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
@@ -129,16 +128,26 @@ class Work(Parts):
                 self.levels, self.integer, self.bordered, self.lower, self.upper, self.zero, half.ends, half.flags,
             )  # fmt: skip
 
-    def _shape(self, x: Tensor) -> tuple[int, ...]:
-        return (x.shape[0], x.shape[1], -1) if self.plan.conv else (-1, x.shape[-1])
+    def tiles(self, x: Tensor) -> int:
+        """See `compiled.tiles_of`; of halves, which have boundaries of their own, channels come first."""
+        return tiles_of(x) if self.plan.conv and len(self.halves) == 1 else 0
+
+    def _walk(self, x: Tensor, *more: Tensor | None) -> tuple:
+        """Whether planes are walked; `more` and x as they are; scale to last flag of the kernels; the zero."""
+        tiles, plan = self.tiles(x), self.plan
+        planes = plan.conv and not tiles
+        shape = (x.shape[0], x.shape[1], -1) if planes else (-1, x.shape[1] * tiles if tiles else x.shape[-1])
+        arrays = [None if t is None else walked(t, shape, tiles) for t in (*more, x)]
+        per_channel = self.scale, self.shift, self.zero
+        *scaling, zero = (np.tile(a, tiles) for a in per_channel) if tiles > 1 else per_channel
+        return planes, arrays, (*scaling, self.lower, self.upper, self.levels, self.integer, False), zero
 
     def seen(self, x: Tensor) -> Tensor:
         """Q(x~), less what a zero is quantized to, in a buffer of this thread's where there is one."""
         out = buffer(0, x)
         out = torch.empty_like(x) if out is None else out
-        kernel = loops.plane_values if self.plan.conv else loops.row_values
-        shape = self._shape(x)
-        kernel(array(x).reshape(shape), *self.walk, self.zero, array(out).reshape(shape))
+        planes, (done, given), walk, zero = self._walk(x, out)
+        (loops.plane_values if planes else loops.row_values)(given, *walk, zero, done)
         return out
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
@@ -162,18 +171,17 @@ class Work(Parts):
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
         """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""
-        grad, shape, plan = grad.contiguous(), self._shape(x), self.plan
+        tiles, around = self.tiles(x), self.zero[:0]
         out = torch.empty_like(x) if wanted else None
-        of_ends, of_scaling = (np.empty((2, len(t)), t.dtype) for t in (self.lower, self.scale))
-        arrays = array(grad).reshape(shape), array(x).reshape(shape), *self.walk
-        last = None if out is None else array(out).reshape(shape), of_ends, of_scaling
-        if plan.conv:
-            around = self.zero[:0]
-            if self.bordered:  # as if every channel had the zero's value everywhere
-                around = array((of_bias @ weight.flatten(1)).view(len(self.scale), -1).sum(1))
-            loops.plane_gradients(*arrays, around, *last)
-        else:
-            loops.row_gradients(*arrays, *last)
+        planes, (done, grad, given), walk, _ = self._walk(x, out, as_it_lies(grad, tiles))
+        of_ends, of_scaling = np.empty((2, len(self.lower)), given.dtype), np.empty((2, len(walk[0])), given.dtype)
+        if self.bordered:  # as if every channel had the zero's value everywhere
+            around = array((of_bias @ weight.flatten(1)).view(len(self.scale), -1).sum(1))
+            around = beside(around, tiles)
+        kernel = loops.plane_gradients if planes else loops.row_gradients
+        kernel(grad, given, *walk, around, done, of_ends, of_scaling)
+        if tiles > 1:
+            of_scaling = of_scaling.reshape(2, tiles, -1).sum(1)
         of_trims = []
         for half in self.halves:
             of_lower, of_upper = of_ends[:, half.first : half.last].sum(1) if len(self.halves) > 1 else of_ends[:, 0]

@@ -115,7 +115,6 @@ class QuantAttention(Quantized):
         out = attn.to_out[1](attn.to_out[0](out))
         if residual.ndim == 4:
             out = out.transpose(1, 2).reshape_as(residual)
-            out = out.contiguous() if compiled.on(out) else out  # the layout that kernels walk
         return ((out + residual) if attn.residual_connection else out) / attn.rescale_output_factor
 
     def product(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
