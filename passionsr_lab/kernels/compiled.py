@@ -115,6 +115,64 @@ def gradients(grad, x, scale, shift, lower, upper, grid, layout: Layout, around=
     )  # fmt: skip
 
 
+class Seen(NamedTuple):
+    """How a layer's input is quantized: scale, shift and what is taken off per channel, boundaries, and the grid."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+    minus: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    levels: np.floating
+    integer: bool
+
+    def walk(self, x: Tensor, conv: bool) -> Walk:
+        """How kernels go through the input of a convolution, or of a linear layer."""
+        tiles = tiles_of(x) if conv and self.lower.size == 1 else 0
+        planes = conv and not tiles
+        shape = (x.shape[0], x.shape[1], -1) if planes else (-1, len(self.scale) * max(1, tiles))
+        few = self[:3] if tiles < 2 else [np.tile(a, tiles) for a in self[:3]]
+        return Walk(planes, shape, tiles, (*few[:2], *self[3:], False), few[2])
+
+    def of(self, x: Tensor, conv: bool, out: Tensor | None) -> Tensor:
+        """Q(x~) - minus, in `out` or in new memory."""
+        from . import loops
+
+        out, walk = torch.empty_like(x) if out is None else out, self.walk(x, conv)
+        kernel = loops.plane_values if walk.planes else loops.row_values
+        kernel(walked(x, walk.shape, walk.tiles), *walk.grid, walk.minus, walked(out, walk.shape, walk.tiles))
+        return out
+
+
+class Walk(NamedTuple):
+    """A way through a tensor: planes or rows, of which shape, how many pixels side by side, what kernels take between
+    arrays (scale to last flag), and what they take off."""
+
+    planes: bool
+    shape: tuple[int, ...]
+    tiles: int
+    grid: tuple
+    minus: np.ndarray
+
+
+def seen_by(channels: int, scale, shift, lower, upper, minus, grid, conv: bool) -> Seen | None:
+    """As tensors have it; None where kernels are off or do not suit."""
+    if not on(lower) or (lower.ndim and not conv):
+        return None
+    by, off, less = (
+        _constant(value, channels, lower.dtype) if t is None else _flat(t)
+        for t, value in ((scale, 1), (shift, 0), (minus, 0))
+    )
+    return Seen(by, off, less, _flat(lower), _flat(upper), *_whole(grid, lower.dtype)[:2])
+
+
+def marks(t: Tensor) -> tuple[int, int]:
+    """Two sums over the bits of a contiguous tensor, one of them weighted by place."""
+    from . import loops
+
+    return loops.marks(array(t).reshape(-1).view(np.uint32))
+
+
 def on(*tensors: Tensor) -> bool:
     """Whether kernels are to be used, and suit what all these are."""
     return _on.get() and all(t.is_cpu and t.dtype in KINDS for t in tensors)

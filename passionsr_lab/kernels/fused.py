@@ -133,6 +133,7 @@ class Ready(NamedTuple):
     step: Tensor
     base: Tensor
     value: Tensor | None
+    seen: compiled.Seen | None
 
 
 def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolution | None) -> Ready:
@@ -142,18 +143,20 @@ def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolutio
         zero = torch.zeros((1, weight.shape[1] * conv.groups, 1, 1), dtype=step.dtype, device=step.device)
         value = _rounded(_codes(zero, scale, shift, step, base), grid.bits).mul_(step).add_(base)
         bias = _everywhere(value, weight, conv) if bias is None else bias + _everywhere(value, weight, conv)
-    return Ready(weight, bias, scale, shift, lower, upper, step, base, value)
+    channels = weight.shape[1] * (1 if conv is None else conv.groups)
+    seen = compiled.seen_by(channels, scale, shift, lower, upper, value, grid, conv is not None)
+    return Ready(weight, bias, scale, shift, lower, upper, step, base, value, seen)
 
 
 def operated(x: Tensor, held: Ready, grid: Grid, conv: Convolution | None) -> Tensor:
     """`QuantizedOperation`'s output."""
-    _, _, scale, shift, lower, upper, step, base, value = held
-    layout = compiled.layout_of(x, scale, shift, lower, grid)
-    if layout is not None:
-        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x))
+    if held.seen is not None and x.dtype == held.lower.dtype and compiled.on(x):
+        x = x if compiled.tiles_of(x) and not held.lower.ndim else x.contiguous()
+        seen = held.seen.of(x, conv is not None, buffer(0, x))
     else:
-        seen = _rounded(_codes(x, scale, shift, step, base, False, buffer(0, x)), grid.bits)
-        seen.mul_(step).add_(base if value is None else base - value)
+        base = held.base if held.value is None else held.base - held.value
+        seen = _rounded(_codes(x, held.scale, held.shift, held.step, held.base, False, buffer(0, x)), grid.bits)
+        seen.mul_(held.step).add_(base)
     if conv is None:
         return F.linear(seen, held.weight, held.bias)
     return F.conv2d(seen, held.weight, held.bias, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -239,6 +239,17 @@ def bounds_gradients(of_lower, of_upper, low, high, trim, flags, of_trim, of_ran
         )
 
 
+@kernel
+def marks(words):
+    """Two sums of whole numbers, one of them weighted by place."""
+    total, placed = np.uint64(0), np.uint64(0)
+    for i in range(words.size):
+        word = np.uint64(words[i])
+        total += word
+        placed += word * np.uint64(i + 1)
+    return total, placed
+
+
 # -- a whole layer: `whole.QuantizedLayer` ----------------------------------------------------------------------------
 
 

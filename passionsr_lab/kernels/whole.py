@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import array, as_it_lies, beside, tiles_of, walked
+from .compiled import Seen, array, as_it_lies, beside, tiles_of, walked
 from .fused import Convolution, Grid, buffer, no_autocast, products
 from .parts import Half, Parts
 
@@ -46,14 +46,18 @@ class Plan(NamedTuple):
 
 
 class QuantizedLayer(torch.autograd.Function):
-    """(x, log_scale, offset, `Work`, *trims) -> y; the trims of the activation's halves, then those of the weight's."""
+    """(x, log_scale, offset, more, `Work`, *trims) -> y; `more` (Co,) is added to the bias, or None; trims are those of
+    the activation's halves, then of the weight's."""
 
     @staticmethod
-    def forward(ctx, x, log_scale, offset, work, *trims):
-        x, plan = x if work.tiles(x) else x.contiguous(), work.plan
+    def forward(ctx, x, log_scale, offset, more, work, *trims):
+        plan = work.plan
+        x = x if plan.conv and len(plan.sizes) == 1 and tiles_of(x) else x.contiguous()
         work.settle()
-        seen = work.seen(x)
+        seen = work.quantized(x)
         weight, bias = work.weight_and_bias()
+        if more is not None:
+            bias = more if bias is None else bias + more
         ctx.work = work
         ctx.save_for_backward(x, weight, log_scale, offset, *trims)
         if plan.conv is None:
@@ -64,17 +68,18 @@ class QuantizedLayer(torch.autograd.Function):
     def backward(ctx, grad):
         (x, weight, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
-            seen = None if plan.kept else work.seen(x)
-            needed = work.bordered or not (plan.kept or plan.reach is None)
+            seen = None if plan.kept else work.quantized(x)
+            needed = ctx.needs_input_grad[3] or work.bordered or not (plan.kept or plan.reach is None)
             inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.kept, needed))
             of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
             if not plan.kept:
                 of_trims += work.of_weight(of_weight, of_bias, of_scaling)
-        if plan.reach is None:
-            return of_x, None, None, None, *of_trims
-        of_scaling[0] *= work.scale
-        of_scaling[1] *= work.reach
-        return of_x, *torch.from_numpy(of_scaling), None, *of_trims
+        of_logs = None, None
+        if plan.reach is not None:
+            of_scaling[0] *= work.scale
+            of_scaling[1] *= work.reach
+            of_logs = torch.from_numpy(of_scaling)
+        return of_x, *of_logs, of_bias if ctx.needs_input_grad[3] else None, None, *of_trims
 
 
 class Work(Parts):
@@ -103,6 +108,7 @@ class Work(Parts):
         self.zero = np.zeros(channels, kind)  # what a zero that pads x is quantized to, where that is not 0
         count, rows = len(plan.sizes), len(plan.weight)
         self.lower, self.upper = np.empty((2, 1 if count == 1 else channels), kind)
+        self.seen = Seen(self.scale, self.shift, self.zero, self.lower, self.upper, self.levels, self.integer)
         starts = [0, *accumulate(plan.sizes)]
         pairs = [array(t).reshape(2, -1) for t in trims]
         self.halves = [
@@ -114,8 +120,8 @@ class Work(Parts):
         ]
         self.rows = array(plan.weight).reshape(rows, -1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
+    def __call__(self, x: Tensor, more: Tensor | None) -> Tensor:
+        return QuantizedLayer.apply(x, self.log_scale, self.offset, more, self, *self.trims)
 
     def settle(self) -> None:
         """Scale, shift and boundaries of the activation, as parameters are now."""
@@ -128,27 +134,9 @@ class Work(Parts):
                 self.levels, self.integer, self.bordered, self.lower, self.upper, self.zero, half.ends, half.flags,
             )  # fmt: skip
 
-    def tiles(self, x: Tensor) -> int:
-        """See `compiled.tiles_of`; of halves, which have boundaries of their own, channels come first."""
-        return tiles_of(x) if self.plan.conv and len(self.halves) == 1 else 0
-
-    def _walk(self, x: Tensor, *more: Tensor | None) -> tuple:
-        """Whether planes are walked; `more` and x as they are; scale to last flag of the kernels; the zero."""
-        tiles, plan = self.tiles(x), self.plan
-        planes = plan.conv and not tiles
-        shape = (x.shape[0], x.shape[1], -1) if planes else (-1, x.shape[1] * tiles if tiles else x.shape[-1])
-        arrays = [None if t is None else walked(t, shape, tiles) for t in (*more, x)]
-        per_channel = self.scale, self.shift, self.zero
-        *scaling, zero = (np.tile(a, tiles) for a in per_channel) if tiles > 1 else per_channel
-        return planes, arrays, (*scaling, self.lower, self.upper, self.levels, self.integer, False), zero
-
-    def seen(self, x: Tensor) -> Tensor:
+    def quantized(self, x: Tensor) -> Tensor:
         """Q(x~), less what a zero is quantized to, in a buffer of this thread's where there is one."""
-        out = buffer(0, x)
-        out = torch.empty_like(x) if out is None else out
-        planes, (done, given), walk, zero = self._walk(x, out)
-        (loops.plane_values if planes else loops.row_values)(given, *walk, zero, done)
-        return out
+        return self.seen.of(x, self.plan.conv is not None, buffer(0, x))
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The quantized weight, and the bias with what shift and padding leave to it."""
@@ -171,17 +159,19 @@ class Work(Parts):
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
         """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""
-        tiles, around = self.tiles(x), self.zero[:0]
+        around = self.zero[:0]
         out = torch.empty_like(x) if wanted else None
-        planes, (done, grad, given), walk, _ = self._walk(x, out, as_it_lies(grad, tiles))
-        of_ends, of_scaling = np.empty((2, len(self.lower)), given.dtype), np.empty((2, len(walk[0])), given.dtype)
+        walk = self.seen.walk(x, self.plan.conv is not None)
+        of_ends, of_scaling = (np.empty((2, len(t)), self.lower.dtype) for t in (self.lower, walk.minus))
+        arrays = (walked(t, walk.shape, walk.tiles) for t in (as_it_lies(grad, walk.tiles), x))
         if self.bordered:  # as if every channel had the zero's value everywhere
             around = array((of_bias @ weight.flatten(1)).view(len(self.scale), -1).sum(1))
-            around = beside(around, tiles)
-        kernel = loops.plane_gradients if planes else loops.row_gradients
-        kernel(grad, given, *walk, around, done, of_ends, of_scaling)
-        if tiles > 1:
-            of_scaling = of_scaling.reshape(2, tiles, -1).sum(1)
+            around = beside(around, walk.tiles)
+        kernel = loops.plane_gradients if walk.planes else loops.row_gradients
+        done = None if out is None else walked(out, walk.shape, walk.tiles)
+        kernel(*arrays, *walk.grid, around, done, of_ends, of_scaling)
+        if walk.tiles > 1:
+            of_scaling = of_scaling.reshape(2, walk.tiles, -1).sum(1)
         of_trims = []
         for half in self.halves:
             of_lower, of_upper = of_ends[:, half.first : half.last].sum(1) if len(self.halves) > 1 else of_ends[:, 0]

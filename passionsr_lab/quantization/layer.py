@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Callable, Iterator
 
 import torch
@@ -156,9 +157,10 @@ class QuantLayer(Quantized):
         if mode != "quantized":
             return self.layer(x)
         if (work := self._whole(x)) is not None:
-            return work(x)
-        self.range.require(self.name)
+            return work(x, None if work.plan.kept or self.alignment is None else self.alignment())
         fusible = self._fusible
+        if not fusible:
+            self.range.require(self.name)
         trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
         seen = None if fusible and self.branch is None else self.transformed_input(x)
         out = self._fused(x, trained) if fusible else self.operate(self.quantized(seen), *trained)
@@ -187,7 +189,7 @@ class QuantLayer(Quantized):
         weight = self.layer.weight
         if not (torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)):
             return None
-        if any(slot is not None for slot in (self.rounding, self.delta, self.branch, self.alignment)):
+        if any(slot is not None for slot in (self.rounding, self.delta, self.branch)):
             return None
         work, settings = self._work, (self.setting, *self.sizes)
         serves = work is not None and work.serves(settings)
@@ -203,9 +205,11 @@ class QuantLayer(Quantized):
             self._fusible and self._weight_fusible and self.groups == 1 and (self.conv or len(self.sizes) == 1)
             and all(type(q) is BoundaryQuantizer for q in quantizers)
             and (not self.padded or layer.padding_mode == "zeros")
+            and (layer.bias is None or not layer.bias.requires_grad)
         ):  # fmt: skip
             return None
-        trained = [*self.weight_quantizers.parameters(), *(() if let is None else let.parameters())]
+        beside = (slot.parameters() for slot in (let, self.alignment) if slot is not None)
+        trained = [*self.weight_quantizers.parameters(), *chain(*beside)]
         kept = not any(p.requires_grad for p in trained)
         weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
         grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))

@@ -1,5 +1,6 @@
 """Compiled passes against those of torch: layers of every kind, whole calibrations, and numba missing."""
 
+import copy
 import importlib.util
 from dataclasses import replace
 
@@ -8,13 +9,17 @@ import torch
 from filled import LAYERS, WHOLE, filled, relative, same, told
 
 import passionsr_lab as lab
+from passionsr_lab.calibration.alignment import Alignment
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.method import RATES
 from passionsr_lab.kernels import compiled as passes
 from passionsr_lab.kernels.whole import QuantizedLayer
 from passionsr_lab.methods import find
+from passionsr_lab.quantization.attention import QuantAttention
 from passionsr_lab.quantization.filling import LET, Slots
+from passionsr_lab.quantization.layer import mode
 from passionsr_lab.quantization.quantizer import fake_quantize
+from passionsr_lab.quantization.recipe import LayerRecipe
 
 pytest.importorskip("numba")
 NOT_WHOLE = ("groups", "depthwise", "reflect", "replicate", "circular")  # what is left to the passes one by one
@@ -65,14 +70,104 @@ def test_gradients_reach_values_beyond_both_boundaries_and_boundaries_beyond_zer
     assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
 
 
-def test_any_memory_format_gives_the_same():
-    layer, x = trainable("3x3 padded", LET(), weight_bits=4, act_bits=4, split=True)
+@pytest.mark.parametrize("slots", [LET(), Slots()], ids=["let", "bounds"])
+@pytest.mark.parametrize("split", [False, True])
+def test_any_memory_format_gives_the_same(slots, split):
+    layer, x = trainable("3x3 padded", slots, weight_bits=4, act_bits=4, split=split)
     expected, theirs, _ = gradients(layer, x, False)
     layer.layer.weight.data = layer.layer.weight.data.to(memory_format=torch.channels_last)
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
     y, ours, _ = gradients(layer, x, True)
     assert not (x.is_contiguous() or layer.layer.weight.is_contiguous()) and relative(y, expected) < 1e-8
     assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("case", ["3x3 padded", "linear"])
+def test_a_learned_bias_gets_its_gradient_with_whatever_else_is_trained(case):
+    layer, x = trainable(case, LET(), weight_bits=4, act_bits=4)
+    layer.alignment = Alignment(len(layer.layer.weight)).double()
+    layer.alignment.offset.data.normal_()
+    for rest in ((), (layer.weight_quantizers, layer.transform)):
+        for part in rest:
+            part.requires_grad_(False)
+        (y, ours, name), (expected, theirs, _) = (gradients(layer, x, on) for on in (True, False))
+        assert name.startswith(QuantizedLayer.__name__) and relative(y, expected) < 1e-8
+        assert any(g.shape == layer.alignment.offset.shape and g.any() for g in ours)
+        assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def swap(layer):
+    layer.transform.log_scale.data = layer.transform.log_scale.data * 1.7
+
+
+def write(layer):
+    layer.layer.weight.data.mul_(1.5)
+
+
+def observe(layer):
+    layer.range.set(layer.range.low * 2, layer.range.high * 2)
+
+
+def refill(layer):
+    layer.act_quantizers[0] = type(layer.act_quantizers[0])(layer.setting.act_bits).double()
+
+
+def watch(layer):
+    layer.act_quantizers[0].register_forward_hook(lambda q, args, out: out * 2)
+
+
+def set_bits(layer):
+    layer.setting = replace(layer.setting, act_bits=2)
+    layer.act_quantizers[0].bits = 2
+
+
+def train_less(layer):
+    layer.weight_quantizers.requires_grad_(False)
+    layer.transform.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [swap, write, observe, refill, watch, set_bits, train_less])
+def test_what_is_kept_from_step_to_step_follows_every_change(change):
+    layer, x = trainable("3x3 padded", LET(), weight_bits=4, act_bits=4)
+    before, *_ = gradients(layer, x, True)
+    change(layer)
+    (y, ours, _), (expected, theirs, _) = (gradients(layer, x, on) for on in (True, False))
+    assert relative(y, expected) < 1e-8 and (change is train_less or relative(y, before) > 1e-3)
+    assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+    twin = copy.deepcopy(layer)
+    twin.act_quantizers[0].trim.data += 0.05
+    assert torch.equal(gradients(layer, x, True)[0], y) and relative(gradients(twin, x, True)[0], y) > 1e-3
+
+
+@pytest.mark.parametrize("zero_point", ["integer", "real"])
+@pytest.mark.parametrize("slots", [LET(), Slots()], ids=["let", "bounds"])
+def test_the_products_of_attention_have_the_gradients_of_torchs_passes(slots, zero_point):
+    setting = LayerRecipe(weight_bits=4, act_bits=4, zero_point=zero_point)
+    attention = QuantAttention(None, {"q": 8, "k": 8, "v": 8}, "attention", setting)
+    slots.fill(attention)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 8, generator=draw, dtype=torch.float64).requires_grad_() for n in (6, 5, 5))
+    attention.double()
+    with torch.no_grad(), mode(attention, "observe"):
+        attention.product(q, k, v, 2, 0.5)
+    slots.start(attention)
+    for quantizer in attention.quantizers.values():
+        quantizer.trim.data.uniform_(-0.05, 0.3)
+
+    def found(on):
+        with passes.compiled(on):
+            y = attention.product(q, k, v, 2, 0.5)
+            weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)
+            return y, torch.autograd.grad((y * weights).sum(), [q, k, v, *attention.parameters()]), y.grad_fn
+
+    for _ in range(2):  # with other parameters the second time
+        (y, ours, function), (expected, theirs, other) = found(True), found(False)
+        assert any("QuantizedProduct" in str(f) for f in (function, *(f for f, _ in function.next_functions)))
+        assert "QuantizedProduct" not in str(other) and relative(y, expected) < 1e-8
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() <= 1e-8 * max(1, b.abs().max())
+        for p in attention.parameters():
+            p.data.add_(0.01)
 
 
 def test_a_boundarys_gradient_is_the_slope_of_the_loss_where_no_code_changes():
