@@ -3,7 +3,7 @@
 import click
 
 from .common import Told, command
-from .options import FILE, PATH
+from .options import FILE, TUNED
 from .sweeping import asked, of_runs, shown, swept
 
 
@@ -12,7 +12,7 @@ from .sweeping import asked, of_runs, shown, swept
     "compare --methods lbq,passionsr --tuned tuning.csv --cost 100 --csv equal.csv",
 )  # fmt: skip
 @of_runs
-@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method")
+@TUNED
 @click.option(
     "--cost", type=click.FloatRange(0, min_open=True),
     help="run once more, with as many epochs as make every method that trains cost about so many CPU seconds",
@@ -25,7 +25,7 @@ def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
     from ..evaluation.tuning import at_cost, with_chosen
 
     work = grid(recipe=recipes, method=methods, **asked(**runs))
-    work = with_chosen(work, tuned) if tuned else work
+    work = with_chosen(work, *tuned) if tuned else work
     frame = swept(work, store, jobs)
     if cost:
         work = at_cost(work, frame, cost)

@@ -77,6 +77,9 @@ STORE = click.option(
     "--store", "--cache", type=FOLDER, help="of models and results", show_default="$PASSIONSR_STORE or the user's cache"
 )
 JOBS = click.option("--jobs", default=1, type=COUNT, help="processes side by side")
+TUNED = click.option(
+    "--tuned", type=PATH, multiple=True, help="a table that tune wrote, with the rates of methods; once for each table"
+)  # fmt: skip
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import click
 
 from ..evaluation.protocols import PROTOCOLS
 from .common import Told, command, lines, progress
-from .options import COUNT, DEVICE, FOLDER, JOBS, MODEL, NAMES, NATURAL, PATH, SIZE, STORE, workers
+from .options import COUNT, DEVICE, FOLDER, JOBS, MODEL, NAMES, NATURAL, SIZE, STORE, TUNED, workers
 
 
 @command("table2 --datasets RealSR=FOLDER --out table2", "table2 --out table2 --bits W4A4 --metrics psnr,ssim")
@@ -27,7 +27,7 @@ from .options import COUNT, DEVICE, FOLDER, JOBS, MODEL, NAMES, NATURAL, PATH, S
 @click.option("--epochs", type=COUNT, help="of the calibration", show_default="4")
 @click.option("--batch", type=COUNT, help="of the calibration", show_default="4")
 @click.option("--seed", type=NATURAL, help="of the calibration", show_default="0")
-@click.option("--tuned", type=PATH, help="a table that tune wrote, with the rates of every method")
+@TUNED
 def table2(out, resume, store, jobs, **options) -> Told:
     """A table that was stopped goes on; what is in the store is taken from there."""
     from ..evaluation.table2 import Plan, run

@@ -54,7 +54,7 @@ class Plan:
     methods: "FP", "PassionSR-FP", or registered ones.
     protocol, metrics: as for `scores.score`.
     images, pairs, size, epochs, batch, seed: of the calibration, as for `python -m passionsr_lab calibrate`.
-    tuned: a table that `tune` wrote, with the learning rates of every method.
+    tuned: tables that `tune` wrote, with the learning rates of every method.
     device: where it runs; off the CPU calibrations are `lean`.
     """
 
@@ -72,7 +72,7 @@ class Plan:
     epochs: int = 4
     batch: int = 4
     seed: int = 0
-    tuned: str | Path | None = None
+    tuned: tuple[str | Path, ...] = ()
     device: str = "cpu"
 
     def __post_init__(self):
@@ -91,7 +91,7 @@ class Plan:
 
     def low(self) -> list[tuple[str, Method]]:
         """(bits, method) of every quantized pipeline of the table, with the method's rates."""
-        rates = None if self.tuned is None else Rates(self.tuned)
+        rates = Rates(*self.tuned) if self.tuned else None
         rows = [(bits, find(name)) for bits in self.bits for name in self.methods if name not in FULL_METHODS]
         return [
             (bits, method if rates is None else method.faster(rates.of(self.model, method.name)))

@@ -38,37 +38,39 @@ def chosen(frame):
 
 
 class Rates:
-    """The factors of learning rates that a table of `chosen` runs names.
+    """The factors of learning rates that tables of `chosen` runs name; the last one counts where two name the same.
 
     Raises:
-        ValueError: the table is no such table.
+        ValueError: a table is no such table.
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, *files: str | Path):
         from .tables import read_table
 
-        table = read_table(file)
-        if missing := {*TUNED, "rates", "chosen"} - set(table.columns):
-            raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
-        table = table[table.chosen]
-        self.file, self.found = file, dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
+        self.files, self.found = ", ".join(map(str, files)), {}
+        for file in files:
+            table = read_table(file)
+            if missing := {*TUNED, "rates", "chosen"} - set(table.columns):
+                raise ValueError(f"{file} is no table that `tune` wrote: it has no column {min(missing)!r}.")
+            table = table[table.chosen]
+            self.found |= dict(zip(table[TUNED].itertuples(index=False, name=None), table.rates))
 
     def of(self, model: str, method: str) -> float:
         """The factor for a method on a model, 1 for one that does not train.
 
         Raises:
-            ValueError: the table does not have it.
+            ValueError: no table has it.
         """
         if not find(method).stages:
             return 1.0
         if (model, method) not in self.found:
-            raise ValueError(f"{self.file} has no rates for {method} on {model}; run `tune` with it.")
+            raise ValueError(f"{self.files} has no rates for {method} on {model}; run `tune` with it.")
         return self.found[model, method]
 
 
-def with_chosen(configurations, file: str | Path):
-    """The configurations with the `rates` of a table that `tune` wrote; `ValueError` as for `Rates`."""
-    rates = Rates(file)
+def with_chosen(configurations, *files: str | Path):
+    """The configurations with the `rates` of tables that `tune` wrote; `ValueError` as for `Rates`."""
+    rates = Rates(*files)
     return configurations.assign(rates=[rates.of(row.model, row.method) for row in configurations.itertuples()])
 
 

@@ -31,8 +31,8 @@ HIDDEN = {m.name: m for m in (RELEASED, CORRECTED)}  # made by reading files, no
 METHODS = {
     m.name: m
     for m in (
-        maxmin.METHOD, let.METHOD, let.CORRECTED, lbq.METHOD, joint.METHOD,
-        passionsr.METHOD, passionsr.STRICT, passionsr.FINISHED, official.METHOD,
+        maxmin.METHOD, let.METHOD, let.CORRECTED, lbq.METHOD, joint.METHOD, joint.ALIGNED,
+        passionsr.METHOD, passionsr.STRICT, passionsr.FINISHED, passionsr.ALIGNED, official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
         qartsr.METHOD, qartsr.BLOCKS, quantvsr.METHOD, best.METHOD, best.MERGED,

@@ -132,8 +132,8 @@ class QuantAttention(Quantized):
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Work | None:
         """The products as one compiled function of scales and boundaries; None if they are not."""
-        one = compiled.on(q, k, v) and q.dtype == k.dtype == v.dtype == self.ranges["q"].low.dtype
-        if not one or len(k) * heads * k.shape[1] * q.shape[1] > SCORES:
+        suits = compiled.on(q, k, v) and q.dtype == k.dtype == v.dtype == self.ranges["q"].low.dtype
+        if not suits or len(k) * heads * k.shape[1] * q.shape[1] > SCORES:
             return None
         work, settings = self._work, (self.setting, heads, scale)
         if work is None or not work.serves(settings):
@@ -143,14 +143,12 @@ class QuantAttention(Quantized):
     def _new_work(self, setting: LayerRecipe, heads: int, scale: float) -> Work | None:
         from ..kernels.product import Work
 
-        transforms = self.transform_qk, self.transform_v
-        ours = all(type(q) is BoundaryQuantizer and q.plain for q in self.quantizers.values())
+        transforms, quantizers = (self.transform_qk, self.transform_v), self.quantizers.items()
+        ours = all(type(q) is BoundaryQuantizer and q.plain for _, q in quantizers)
         if not ours or not all(type(t) in (EquivalentTransform, type(None)) for t in transforms):
             return None
-        ranges = {key: found.require(self.name) for key, found in self.ranges.items()}
-        trims = {key: quantizer.trim for key, quantizer in self.quantizers.items()}
-        grid = Grid(setting.act_bits, setting.zero_point)
-        log_scales = tuple(None if t is None else t.log_scale for t in transforms)
+        ranges, trims = {k: r.require(self.name) for k, r in self.ranges.items()}, {k: q.trim for k, q in quantizers}
+        grid, log_scales = Grid(setting.act_bits, setting.zero_point), [t and t.log_scale for t in transforms]
         return Work(heads, scale, ranges, trims, grid, log_scales, self, (setting, heads, scale))
 
     def _observed(self, p: Tensor) -> Tensor:

@@ -158,9 +158,8 @@ class QuantLayer(Quantized):
             return self.layer(x)
         if (work := self._whole(x)) is not None:
             return work(x, None if work.plan.kept or self.alignment is None else self.alignment())
+        self.range.require(self.name)
         fusible = self._fusible
-        if not fusible:
-            self.range.require(self.name)
         trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
         seen = None if fusible and self.branch is None else self.transformed_input(x)
         out = self._fused(x, trained) if fusible else self.operate(self.quantized(seen), *trained)
@@ -186,14 +185,12 @@ class QuantLayer(Quantized):
 
     def _whole(self, x: Tensor) -> Work | None:
         """The layer as one compiled function of scale, shift and boundaries that are trained; None if it is not."""
-        weight = self.layer.weight
-        if not (torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)):
-            return None
-        if any(slot is not None for slot in (self.rounding, self.delta, self.branch)):
+        weight, others = self.layer.weight, (self.rounding, self.delta, self.branch)
+        suits = torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)
+        if not suits or any(slot is not None for slot in others):
             return None
         work, settings = self._work, (self.setting, *self.sizes)
-        serves = work is not None and work.serves(settings)
-        if not serves or (work.plan.kept and self._weight_and_bias()[0] is not work.plan.weight):
+        if not (work and work.serves(settings)) or (work.plan.kept and self._weight_and_bias()[0] is not work.plan[0]):
             work = self._work = self._new_work(settings)
         return work
 
@@ -213,12 +210,10 @@ class QuantLayer(Quantized):
         kept = not any(p.requires_grad for p in trained)
         weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
         grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
-        reach, sizes = None if let is None else let.reach, tuple(self.sizes)
-        ends = self.range.require(self.name)
+        reach, *scaling = [None] * 3 if let is None else (let.reach, let.log_scale, let.offset)
+        ends, sizes = self.range.require(self.name), tuple(self.sizes)
         plan = Plan(weight, bias, kept, reach, *ends, self.padded, sizes, self._convolution, *grids)
-        scaling = (None, None) if let is None else (let.log_scale, let.offset)
-        trims = [q.trim for q in quantizers[: len(sizes) if kept else None]]
-        return Work(plan, *scaling, trims, self, settings)
+        return Work(plan, *scaling, [q.trim for q in quantizers[: len(sizes) if kept else None]], self, settings)
 
     @property
     def _convolution(self) -> Convolution | None:

@@ -48,6 +48,9 @@ def test_what_was_not_tuned_is_refused(tmp_path):
     write_csv(chosen(sweep(tuning_grid(["W6A6"], ["lbq"]), work=fake)), tmp_path / "tuning.csv")
     with pytest.raises(ValueError, match="no rates for passionsr on tiny; run `tune`"):
         with_chosen(grid(recipe=["W6A6"], method=["passionsr"]), tmp_path / "tuning.csv")
+    write_csv(chosen(sweep(tuning_grid(["W6A6"], ["passionsr"]), work=fake)), tmp_path / "more.csv")
+    both = with_chosen(grid(method=["passionsr", "lbq"]), tmp_path / "tuning.csv", tmp_path / "more.csv")
+    assert both.rates.tolist() == [0.3, 3.0]
     write_csv(grid(), tmp_path / "other.csv")
     with pytest.raises(ValueError, match="no table that `tune` wrote"):
         with_chosen(grid(), tmp_path / "other.csv")

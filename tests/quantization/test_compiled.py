@@ -86,13 +86,13 @@ def test_any_memory_format_gives_the_same(slots, split):
 def test_a_learned_bias_gets_its_gradient_with_whatever_else_is_trained(case):
     layer, x = trainable(case, LET(), weight_bits=4, act_bits=4)
     layer.alignment = Alignment(len(layer.layer.weight)).double()
-    layer.alignment.offset.data.normal_()
+    layer.alignment.parts.data.normal_()
     for rest in ((), (layer.weight_quantizers, layer.transform)):
         for part in rest:
             part.requires_grad_(False)
         (y, ours, name), (expected, theirs, _) = (gradients(layer, x, on) for on in (True, False))
         assert name.startswith(QuantizedLayer.__name__) and relative(y, expected) < 1e-8
-        assert any(g.shape == layer.alignment.offset.shape and g.any() for g in ours)
+        assert any(g.shape == layer.alignment.parts.shape and g.any() for g in ours)
         assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
