@@ -17,8 +17,6 @@ from ..quantization.filling import LET
 from ..quantization.layer import Quantized, QuantLayer
 from ..quantization.slots import Slot
 
-RATE = {"alignment": 3e-2}
-
 
 class Alignment(Slot):
     """What is added to the bias (Co,), zero at the start: `parts` of `unit`, which is about the output's error."""

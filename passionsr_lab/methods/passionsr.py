@@ -10,7 +10,7 @@ trains biases as well, from LET's start with corrected ones (not in the paper).
 
 from dataclasses import replace
 
-from ..calibration.alignment import RATE, CorrectedLET
+from ..calibration.alignment import CorrectedLET
 from ..calibration.method import STEADY, Method, Stage
 from ..quantization.filling import LET
 
@@ -33,7 +33,8 @@ METHOD = Method(
 )  # fmt: skip
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
 ALIGNED = replace(
-    METHOD, name="passionsr+bias", label="PassionSR, biases too", slots=CorrectedLET(), rates=STEADY | RATE,
+    METHOD, name="passionsr+bias", label="PassionSR, biases too", slots=CorrectedLET(),
+    rates=STEADY | {"alignment": 3e-2},  # of errors' root mean squares
     stages=tuple(replace(stage, train=(*stage.train, "alignment")) for stage in METHOD.stages),
 )  # fmt: skip
 FINISHED = replace(

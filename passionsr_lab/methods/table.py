@@ -31,7 +31,7 @@ HIDDEN = {m.name: m for m in (RELEASED, CORRECTED)}  # made by reading files, no
 METHODS = {
     m.name: m
     for m in (
-        maxmin.METHOD, let.METHOD, let.CORRECTED, lbq.METHOD, joint.METHOD, joint.ALIGNED,
+        maxmin.METHOD, let.METHOD, let.CORRECTED, lbq.METHOD, joint.METHOD,
         passionsr.METHOD, passionsr.STRICT, passionsr.FINISHED, passionsr.ALIGNED, official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
