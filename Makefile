@@ -77,11 +77,11 @@ stability: $(READY) build/narrow
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant.  REALSR is the folder of RealSR's test pairs; centre
 # crops, since whole pictures take many times as long.
-ROWS := FP,PassionSR-FP,maxmin,let,lsq,efficientdm,svdquant,lbq+let,passionsr
+ROWS := FP,PassionSR-FP,maxmin,let,lsq,q-diffusion,efficientdm,svdquant,lbq+let,passionsr
 table2: $(READY)
 	$(BIN)/python -m passionsr_lab table2 $(PAIRS) --size 64 --methods $(ROWS) --bits W8A8,W6A6,W4A4 \
-	    --datasets bundled,RealSR=$(REALSR) --crop 128 --protocol offline --tuned figures/tuning.csv --jobs 2 \
-	    --out build/table2
+	    --datasets bundled,RealSR=$(REALSR) --crop 128 --protocol offline --jobs 2 \
+	    --tuned figures/tuning.csv --tuned figures/tuning_q_diffusion.csv --out build/table2
 	cp build/table2/table2.csv build/table2/table2_means.csv figures
 
 LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
