@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..kernels import compiled
 from ..kernels.fused import FakeQuantize, Grid, wide
+from ..kernels.parts import Parts
 from .layer import Quantized
 from .quantizer import BoundaryQuantizer, Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
-
-if TYPE_CHECKING:
-    from ..kernels.product import Work
 
 SCORES = 2**23  # attention scores that are held at once: queries go in chunks, in training in smaller ones
 
@@ -81,7 +79,7 @@ class QuantAttention(Quantized):
     def empty(self) -> None:
         for found in self.ranges.values():
             found.clear()
-        self._work: Work | None = None
+        self._work: Parts | None = None
         self.quantizers = nn.ModuleDict()
         self.transform_qk: EquivalentTransform | None = None
         self.transform_v: EquivalentTransform | None = None
@@ -130,7 +128,7 @@ class QuantAttention(Quantized):
         out = attend(q, k, v, heads, scale, mask, self._quantized_probabilities)
         return out if self.transform_v is None else out * self.transform_v.scale
 
-    def _whole(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Work | None:
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float) -> Parts | None:
         """The products as one compiled function of scales and boundaries; None if they are not."""
         suits = compiled.on(q, k, v) and q.dtype == k.dtype == v.dtype == self.ranges["q"].low.dtype
         if not suits or len(k) * heads * k.shape[1] * q.shape[1] > SCORES:
@@ -140,7 +138,7 @@ class QuantAttention(Quantized):
             work = self._work = self._new_work(*settings)
         return work
 
-    def _new_work(self, setting: LayerRecipe, heads: int, scale: float) -> Work | None:
+    def _new_work(self, setting: LayerRecipe, heads: int, scale: float) -> Parts | None:
         from ..kernels.product import Work
 
         transforms, quantizers = (self.transform_qk, self.transform_v), self.quantizers.items()

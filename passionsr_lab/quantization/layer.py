@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -30,14 +30,12 @@ from ..kernels.fused import (
     ready,
     wide,
 )  # fmt: skip
+from ..kernels.parts import Parts
 from .kept import Kept
 from .quantizer import BoundaryQuantizer, Quantizer
 from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
-
-if TYPE_CHECKING:
-    from ..kernels.whole import Work
 
 MODES = ("float", "observe", "quantized")
 _modes: ContextVar[dict | None] = ContextVar("modes", default=None)  # of this thread or task only
@@ -65,7 +63,11 @@ def mode(module: nn.Module, name: str) -> Iterator[None]:
     """Within the block, and in its thread only, the quantized layers of `module` are in this mode."""
     if name not in MODES:
         raise ValueError(f"mode is one of {MODES}, not {name!r}.")
-    token = _modes.set((_modes.get() or {}) | {m: name for m in module.modules() if isinstance(m, Quantized)})
+    found = [module]
+    for part in found:  # which grows meanwhile; within a quantized layer there is no other
+        if not isinstance(part, Quantized):
+            found += [child for child in part._modules.values() if child is not None]
+    token = _modes.set((_modes.get() or {}) | {part: name for part in found if isinstance(part, Quantized)})
     try:
         yield
     finally:
@@ -183,7 +185,7 @@ class QuantLayer(Quantized):
         known = self.transform is not None and self._scaled
         return (self.transform.scale, self.transform.shift) if known else (None, None)
 
-    def _whole(self, x: Tensor) -> Work | None:
+    def _whole(self, x: Tensor) -> Parts | None:
         """The layer as one compiled function of scale, shift and boundaries that are trained; None if it is not."""
         weight, others = self.layer.weight, (self.rounding, self.delta, self.branch)
         suits = torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)
@@ -194,7 +196,7 @@ class QuantLayer(Quantized):
             work = self._work = self._new_work(settings)
         return work
 
-    def _new_work(self, settings: tuple) -> Work | None:
+    def _new_work(self, settings: tuple) -> Parts | None:
         from ..kernels.whole import Plan, Work
 
         let, layer, quantizers = self.transform, self.layer, (*self.act_quantizers, *self.weight_quantizers)
