@@ -6,7 +6,7 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make methods   every method tuned alike, three seeds, from 64 and from 256 crops:
-#                figures/methods*.csv (about three and a half hours)
+#                figures/methods*.csv (about three hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
@@ -51,11 +51,12 @@ notebooks: $(READY)
 PAIRS := --pairs 64 --epochs 1
 MANY := --pairs 256 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
+LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr,passionsr+e2e,lsq,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
-	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(ALL) --tuned figures/tuning.csv $(TABLE)_256.csv
+	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(LONG) --tuned figures/tuning.csv $(TABLE)_256.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
 	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv
@@ -68,7 +69,7 @@ STABLE = $(BIN)/python -m passionsr_lab compare --epochs 1 --jobs 2 --csv figure
 build/narrow:
 	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --out $@ --shape narrow --part 0.1
 stability: $(READY) build/narrow
-	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr,passionsr+bias --seeds 5
+	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
 	$(STABLE)_bias.csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias --seeds 5

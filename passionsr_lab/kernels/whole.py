@@ -46,18 +46,15 @@ class Plan(NamedTuple):
 
 
 class QuantizedLayer(torch.autograd.Function):
-    """(x, log_scale, offset, more, `Work`, *trims) -> y; `more` (Co,) is added to the bias, or None; trims are those of
-    the activation's halves, then of the weight's."""
+    """(x, log_scale, offset, `Work`, *trims) -> y; the trims of the activation's halves, then those of the weight's."""
 
     @staticmethod
-    def forward(ctx, x, log_scale, offset, more, work, *trims):
+    def forward(ctx, x, log_scale, offset, work, *trims):
         plan = work.plan
         x = x if plan.conv and len(plan.sizes) == 1 and tiles_of(x) else x.contiguous()
         work.settle()
         seen = work.quantized(x)
         weight, bias = work.weight_and_bias()
-        if more is not None:
-            bias = more if bias is None else bias + more
         ctx.work = work
         ctx.save_for_backward(x, weight, log_scale, offset, *trims)
         if plan.conv is None:
@@ -69,7 +66,7 @@ class QuantizedLayer(torch.autograd.Function):
         (x, weight, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
             seen = None if plan.kept else work.quantized(x)
-            needed = ctx.needs_input_grad[3] or work.bordered or not (plan.kept or plan.reach is None)
+            needed = work.bordered or not (plan.kept or plan.reach is None)
             inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.kept, needed))
             of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
             if not plan.kept:
@@ -79,7 +76,7 @@ class QuantizedLayer(torch.autograd.Function):
             of_scaling[0] *= work.scale
             of_scaling[1] *= work.reach
             of_logs = torch.from_numpy(of_scaling)
-        return of_x, *of_logs, of_bias if ctx.needs_input_grad[3] else None, None, *of_trims
+        return of_x, *of_logs, None, *of_trims
 
 
 class Work(Parts):
@@ -120,8 +117,8 @@ class Work(Parts):
         ]
         self.rows = array(plan.weight).reshape(rows, -1)
 
-    def __call__(self, x: Tensor, more: Tensor | None) -> Tensor:
-        return QuantizedLayer.apply(x, self.log_scale, self.offset, more, self, *self.trims)
+    def __call__(self, x: Tensor) -> Tensor:
+        return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
 
     def settle(self) -> None:
         """Scale, shift and boundaries of the activation, as parameters are now."""

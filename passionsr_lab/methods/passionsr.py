@@ -4,13 +4,11 @@ Each module is fed by the quantized modules before it and compared with full pre
 Eq. 9, the image.  Boundaries are fractions of a range that LET moves, so stage 1 re-initializes them at every step;
 here the fractions learn there too, which stage 1 then has to reckon with.  In `STRICT` they rest until stage 2, as the
 paper has it.  `FINISHED` adds a short stage on all modules together, with the image as its target (not in the paper).
-Nor has the paper the mean of a stage's last states in which each stage ends: it steadies where a run ends.  `ALIGNED`
-trains biases as well, from LET's start with corrected ones (not in the paper).
+Nor has the paper the mean of a stage's last states in which each stage ends: it steadies where a run ends.
 """
 
 from dataclasses import replace
 
-from ..calibration.alignment import CorrectedLET
 from ..calibration.method import STEADY, Method, Stage
 from ..quantization.filling import LET
 
@@ -32,11 +30,6 @@ METHOD = Method(
     "quantized", STEADY, average=0.5,
 )  # fmt: skip
 STRICT = replace(METHOD, name="passionsr-strict", label="PassionSR, strict stages", stages=stages(("transform",)))
-ALIGNED = replace(
-    METHOD, name="passionsr+bias", label="PassionSR, biases too", slots=CorrectedLET(),
-    rates=STEADY | {"alignment": 3e-2},  # of errors' root mean squares
-    stages=tuple(replace(stage, train=(*stage.train, "alignment")) for stage in METHOD.stages),
-)  # fmt: skip
 FINISHED = replace(
     METHOD, name="passionsr+e2e", label="PassionSR, then end to end",
     stages=(*METHOD.stages, Stage("all", ("transform", "bounds"), 0.5, rate=0.1)),

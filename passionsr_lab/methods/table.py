@@ -32,7 +32,7 @@ METHODS = {
     m.name: m
     for m in (
         maxmin.METHOD, let.METHOD, let.CORRECTED, lbq.METHOD, joint.METHOD,
-        passionsr.METHOD, passionsr.STRICT, passionsr.FINISHED, passionsr.ALIGNED, official.METHOD,
+        passionsr.METHOD, passionsr.STRICT, passionsr.FINISHED, official.METHOD,
         lsq.METHOD, lsq.PLUS, lsq.PUBLISHED, percentile.METHOD, svdquant.METHOD,
         efficientdm.METHOD, efficientdm.PUBLISHED, qdiffusion.METHOD,
         qartsr.METHOD, qartsr.BLOCKS, quantvsr.METHOD, best.METHOD, best.MERGED,

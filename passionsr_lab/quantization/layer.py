@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain
 from typing import Callable, Iterator
 
 import torch
@@ -159,7 +158,7 @@ class QuantLayer(Quantized):
         if mode != "quantized":
             return self.layer(x)
         if (work := self._whole(x)) is not None:
-            return work(x, None if work.plan.kept or self.alignment is None else self.alignment())
+            return work(x)
         self.range.require(self.name)
         fusible = self._fusible
         trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
@@ -187,7 +186,7 @@ class QuantLayer(Quantized):
 
     def _whole(self, x: Tensor) -> Parts | None:
         """The layer as one compiled function of scale, shift and boundaries that are trained; None if it is not."""
-        weight, others = self.layer.weight, (self.rounding, self.delta, self.branch)
+        weight, others = self.layer.weight, (self.rounding, self.delta, self.branch, self.alignment)
         suits = torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)
         if not suits or any(slot is not None for slot in others):
             return None
@@ -207,8 +206,7 @@ class QuantLayer(Quantized):
             and (layer.bias is None or not layer.bias.requires_grad)
         ):  # fmt: skip
             return None
-        beside = (slot.parameters() for slot in (let, self.alignment) if slot is not None)
-        trained = [*self.weight_quantizers.parameters(), *chain(*beside)]
+        trained = [*self.weight_quantizers.parameters(), *(() if let is None else let.parameters())]
         kept = not any(p.requires_grad for p in trained)
         weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
         grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))

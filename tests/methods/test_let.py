@@ -6,8 +6,9 @@ import torch
 from filled import LAYERS, filled
 
 import passionsr_lab as lab
-from passionsr_lab.calibration.alignment import CorrectedLET, correct
+from passionsr_lab.calibration.alignment import correct
 from passionsr_lab.imaging.psnr import psnr_rgb
+from passionsr_lab.methods.let import CorrectedLET
 
 
 def mean_error(layer, x):
@@ -26,7 +27,7 @@ def test_a_corrected_layer_has_no_error_in_the_mean_whatever_it_was_corrected_by
     for _ in range(2):
         correct([layer], lambda: layer(x))
         assert mean_error(layer, x).abs().max() < 1e-5 < before.abs().max()
-        layer.alignment.parts.add_(1.0)
+        layer.alignment.offset.add_(1.0)
     correct([layer], lambda: [layer(part) for part in (x, 2 * x)])
     assert torch.allclose(mean_error(layer, x), -mean_error(layer, 2 * x), atol=1e-5), "each picture counts alike"
 

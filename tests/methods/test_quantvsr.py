@@ -95,7 +95,7 @@ def test_ranks_that_data_decided_are_saved_loaded_and_counted(calibrated, toy, f
     assert branch_ranks(back) == ranks and same(calibrated, back)
     assert torch.equal(calibrated(few[0].lr), back(few[0].lr))
     layer = back.layers["unet.conv_in"]
-    assert layer.alignment.parts.any() and not any(q.trim.any() for q in layer.weight_quantizers)
+    assert layer.alignment.offset.any() and not any(q.trim.any() for q in layer.weight_quantizers)
     low, high = layer.weight_quantizers[0].bounds(*layer.weight_ranges()[0])
     half = layer.weight_halves(layer.residual_weight())[0]
     frozen = layer.frozen()

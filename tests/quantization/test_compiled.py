@@ -9,7 +9,6 @@ import torch
 from filled import LAYERS, WHOLE, filled, relative, same, told
 
 import passionsr_lab as lab
-from passionsr_lab.calibration.alignment import Alignment
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.method import RATES
 from passionsr_lab.kernels import compiled as passes
@@ -80,20 +79,6 @@ def test_any_memory_format_gives_the_same(slots, split):
     y, ours, _ = gradients(layer, x, True)
     assert not (x.is_contiguous() or layer.layer.weight.is_contiguous()) and relative(y, expected) < 1e-8
     assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
-
-
-@pytest.mark.parametrize("case", ["3x3 padded", "linear"])
-def test_a_learned_bias_gets_its_gradient_with_whatever_else_is_trained(case):
-    layer, x = trainable(case, LET(), weight_bits=4, act_bits=4)
-    layer.alignment = Alignment(len(layer.layer.weight)).double()
-    layer.alignment.parts.data.normal_()
-    for rest in ((), (layer.weight_quantizers, layer.transform)):
-        for part in rest:
-            part.requires_grad_(False)
-        (y, ours, name), (expected, theirs, _) = (gradients(layer, x, on) for on in (True, False))
-        assert name.startswith(QuantizedLayer.__name__) and relative(y, expected) < 1e-8
-        assert any(g.shape == layer.alignment.parts.shape and g.any() for g in ours)
-        assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs, strict=True))
 
 
 def swap(layer):
