@@ -116,6 +116,7 @@ class Work(Parts):
             for ends, trim in zip(pairwise(starts), pairs[count:])
         ]
         self.rows = array(plan.weight).reshape(rows, -1)
+        self.over_taps = plan.weight.flatten(2).sum(2) if plan.kept and self.bordered else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
@@ -141,8 +142,7 @@ class Work(Parts):
         if plan.kept:
             if not self.bordered:
                 return weight, plan.bias
-            zero = torch.from_numpy(self.zero.repeat(weight[0, 0].numel()))
-            more = torch.mv(weight.flatten(1), zero)
+            more = self.over_taps @ torch.from_numpy(self.zero)
             return weight, more if plan.bias is None else plan.bias + more
         out = torch.empty(weight.shape, dtype=weight.dtype)
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()

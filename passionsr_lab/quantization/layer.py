@@ -234,7 +234,7 @@ class QuantLayer(Quantized):
             grids = self._kept_input.get(inputs, (), self._input_grid)
             return QuantizedOperation.apply(x, *trained, *grids, grid, conv)
         make = lambda: ready(self.quantized_weight(), self.bias(), *self._input_grid(), grid, conv)
-        slots = *inputs, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
+        slots = [slot for name, slot in self._modules.items() if name != "layer"]
         return operated(x, self._kept_whole.get(slots, (self.layer.weight,), make, (self.layer.bias,)), grid, conv)
 
     def _input_grid(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
