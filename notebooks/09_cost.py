@@ -31,7 +31,7 @@ from passionsr_lab.tools.notebooks import figures_folder
 MODEL = "sd21"  # the full size; or "tiny", or a model folder, of which only the configuration is read
 SIZE = 512  # edge of the image that comes out
 RECIPES = ("W8A8", "W6A6", "W4A4")
-REPORTS = ("2026-11-29_calibrate_before", "2026-11-29_calibrate")  # of the time of calibrations
+REPORTS = ("2026-11-30_calibrate_before", "2026-11-30_calibrate")  # of the time of calibrations
 FIGURES = figures_folder()
 
 # %%
@@ -149,9 +149,9 @@ size
 # %% [markdown]
 # ## Where the time of a calibration goes
 # Two committed reports of `passionsr-lab bench calibrate` (embedded model, 16 crops, PassionSR at W6A6, one thread of one
-# machine): before and after the layers' forward passes were kept and losses went through in batches, then with passes that
-# numba compiles (`calibrate --compiled`). A calibration cannot be quicker than steps in float; the table has what its
-# steps cost over those, in processor time.
+# machine), in torch's passes and in those that numba compiles: before and after a layer kept its arrays from step to step,
+# the products of attention became one function, and kernels walked channels-last tensors as they lie. A calibration cannot
+# be quicker than steps in float; the table has what its steps cost over those, in processor time.
 
 # %%
 spent = whole_runs(*REPORTS)
