@@ -62,11 +62,7 @@ def mode(module: nn.Module, name: str) -> Iterator[None]:
     """Within the block, and in its thread only, the quantized layers of `module` are in this mode."""
     if name not in MODES:
         raise ValueError(f"mode is one of {MODES}, not {name!r}.")
-    found = [module]
-    for part in found:  # which grows meanwhile; within a quantized layer there is no other
-        if not isinstance(part, Quantized):
-            found += [child for child in part._modules.values() if child is not None]
-    token = _modes.set((_modes.get() or {}) | {part: name for part in found if isinstance(part, Quantized)})
+    token = _modes.set((_modes.get() or {}) | {m: name for m in module.modules() if isinstance(m, Quantized)})
     try:
         yield
     finally:
