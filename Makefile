@@ -51,7 +51,7 @@ notebooks: $(READY)
 PAIRS := --pairs 64 --epochs 1
 MANY := --pairs 256 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
-LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr,passionsr+e2e,lsq,efficientdm,svdquant
+LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
