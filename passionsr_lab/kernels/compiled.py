@@ -79,7 +79,7 @@ def values(x, scale, shift, lower, upper, grid, layout: Layout, minus=None, out:
     """Q(x~) - minus, of the shape of x; `minus` (1, C, 1, 1) or None."""
     from . import loops
 
-    x = x if layout.tiles else x.contiguous()
+    x = as_it_lies(x, layout.tiles)
     out = torch.empty_like(x) if out is None else out
     kernel = loops.plane_values if len(layout.shape) == 3 else loops.row_values
     minus = _constant(0, layout.channels // layout.taps, x.dtype) if minus is None else _tiled(_flat(minus), layout)
@@ -96,7 +96,7 @@ def gradients(grad, x, scale, shift, lower, upper, grid, layout: Layout, around=
     """
     from . import loops
 
-    x, grad = x if layout.tiles else x.contiguous(), as_it_lies(grad, layout.tiles)
+    x, grad = (as_it_lies(t, layout.tiles) for t in (x, grad))
     out = torch.empty_like(x) if wanted else None  # not `grad` again: a loop that writes what it reads stays scalar
     of_bounds, of_scaling = (x.new_empty(2, n) for n in (lower.numel(), layout.channels // layout.taps))
     arrays = *(walked(t, layout.shape, layout.tiles) for t in (grad, x)), *_scaling(scale, shift, layout, x.dtype)
@@ -126,9 +126,13 @@ class Seen(NamedTuple):
     levels: np.floating
     integer: bool
 
+    def tiles(self, x: Tensor, conv: bool) -> int:
+        """See `tiles_of`: of a linear layer, and of halves, which have boundaries of their own, 0."""
+        return tiles_of(x) if conv and self.lower.size == 1 else 0
+
     def walk(self, x: Tensor, conv: bool) -> Walk:
         """How kernels go through the input of a convolution, or of a linear layer."""
-        tiles = tiles_of(x) if conv and self.lower.size == 1 else 0
+        tiles = self.tiles(x, conv)
         planes = conv and not tiles
         shape = (x.shape[0], x.shape[1], -1) if planes else (-1, len(self.scale) * max(1, tiles))
         few = self[:3] if tiles < 2 else [np.tile(a, tiles) for a in self[:3]]

@@ -151,7 +151,7 @@ def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolutio
 def operated(x: Tensor, held: Ready, grid: Grid, conv: Convolution | None) -> Tensor:
     """`QuantizedOperation`'s output."""
     if held.seen is not None and x.dtype == held.lower.dtype and compiled.on(x):
-        x = x if compiled.tiles_of(x) and not held.lower.ndim else x.contiguous()
+        x = compiled.as_it_lies(x, held.seen.tiles(x, conv is not None))
         seen = held.seen.of(x, conv is not None, buffer(0, x))
     else:
         base = held.base if held.value is None else held.base - held.value
@@ -358,7 +358,7 @@ def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, 
 def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, value) -> tuple:
     """`_operation_backward` with compiled passes."""
     grid, conv, needs, layout = ctx.grid, ctx.conv, ctx.needs_input_grad, ctx.layout
-    seen = None
+    x, seen = compiled.as_it_lies(x, layout.tiles), None
     if needs[1]:
         seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x))
     inputs = any((needs[0], *needs[3:7]))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import Seen, array, as_it_lies, beside, tiles_of, walked
+from .compiled import Seen, array, as_it_lies, beside, walked
 from .fused import Convolution, Grid, buffer, no_autocast, products
 from .parts import Half, Parts
 
@@ -51,7 +51,7 @@ class QuantizedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, log_scale, offset, work, *trims):
         plan = work.plan
-        x = x if plan.conv and len(plan.sizes) == 1 and tiles_of(x) else x.contiguous()
+        x = as_it_lies(x, work.seen.tiles(x, plan.conv is not None))
         work.settle()
         seen = work.quantized(x)
         weight, bias = work.weight_and_bias()

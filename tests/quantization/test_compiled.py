@@ -9,6 +9,7 @@ import torch
 from filled import LAYERS, WHOLE, filled, relative, same, told
 
 import passionsr_lab as lab
+from passionsr_lab.calibration.alignment import Alignment
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.calibration.method import RATES
 from passionsr_lab.kernels import compiled as passes
@@ -78,6 +79,17 @@ def test_any_memory_format_gives_the_same(slots, split):
     x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
     y, ours, _ = gradients(layer, x, True)
     assert not (x.is_contiguous() or layer.layer.weight.is_contiguous()) and relative(y, expected) < 1e-8
+    assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("case", ["3x3 padded", "linear of maps"])
+def test_any_memory_format_gives_the_same_where_a_layer_is_not_whole(case):
+    layer, x = trainable(case, LET(), weight_bits=4, act_bits=4, split=case != "linear of maps")
+    layer.alignment = Alignment(len(layer.layer.weight)).double()
+    expected, theirs, _ = gradients(layer, x, False)
+    x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    y, ours, name = gradients(layer, x, True)
+    assert not (x.is_contiguous() or name.startswith(QuantizedLayer.__name__)) and relative(y, expected) < 1e-8
     assert all((a - b).abs().max() <= 1e-8 * max(1, b.abs().max()) for a, b in zip(ours, theirs))
 
 
