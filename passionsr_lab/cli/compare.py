@@ -15,21 +15,24 @@ from .sweeping import asked, of_runs, shown, swept
 @TUNED
 @click.option(
     "--cost", type=click.FloatRange(0, min_open=True),
-    help="run once more, with as many epochs as make every method that trains cost about so many CPU seconds",
+    help="as many pairs as make every method that trains cost about so many CPU seconds, by what those of --tuned cost;"
+    " without it by a first run",
 )  # fmt: skip
 @click.option("--csv", type=FILE, help="also write the table there, and beside it NAME_runs and NAME_differences")
 def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
     """A stopped comparison goes on where it was."""
+    import pandas as pd
+
     from ..evaluation.sweep import differences, grid, summary
-    from ..evaluation.tables import write_csv
+    from ..evaluation.tables import read_table, write_csv
     from ..evaluation.tuning import at_cost, with_chosen
 
     work = grid(recipe=recipes, method=methods, **asked(**runs))
     work = with_chosen(work, *tuned) if tuned else work
-    frame = swept(work, store, jobs)
     if cost:
-        work = at_cost(work, frame, cost)
-        frame = swept(work, store, jobs)
+        known = pd.concat(map(read_table, tuned)) if tuned else swept(work, store, jobs)
+        work = at_cost(work, known, cost)
+    frame = swept(work, store, jobs)
     table = summary(frame)
     if csv:
         for end, content in (("", table), ("_runs", frame), ("_differences", differences(frame))):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..methods import find
 
 TUNED = ["model", "method"]  # what has rates of its own
-FACTORS = (0.3, 1.0, 3.0, 10.0)  # of a method's learning rates, all of them together
+SERIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+FACTORS = SERIES[3:7]  # of a method's learning rates, all of them together, that every method is run with
 
 
 def tuning_grid(recipes: Iterable[str], methods: Iterable[str], factors: Iterable[float] = FACTORS, **settings):
@@ -22,6 +23,36 @@ def tuning_grid(recipes: Iterable[str], methods: Iterable[str], factors: Iterabl
     if not trained:
         raise ValueError("None of these methods trains, so there are no rates to choose.")
     return grid(recipe=recipes, method=trained, rates=factors, tests=["tuning"], **settings)
+
+
+def tuned(run: Callable, recipes: Iterable[str], methods: Iterable[str], **settings):
+    """The results of a whole tuning with a column `chosen`: `FACTORS` for every method, and on along `SERIES` for one
+    whose best factor is at the end of those that it had.
+
+    Args:
+        run: the results of a table of configurations, as `sweep` gives them.
+        recipes, methods, settings: as for `tuning_grid`.
+    """
+    import pandas as pd
+
+    frame = chosen(run(tuning_grid(recipes, methods, **settings)))
+    while beyond := _neighbours(frame):
+        asked = [
+            tuning_grid(recipes, [method], [factor], **settings | {"model": [model]})
+            for (model, method), factor in beyond.items()
+        ]
+        frame = chosen(pd.concat([frame, run(pd.concat(asked))], ignore_index=True))
+    return frame
+
+
+def _neighbours(frame) -> dict[tuple[str, str], float]:
+    """Of every model and method, the factor of `SERIES` beside its best that it has not had."""
+    found = {}
+    for key, runs in frame.groupby(TUNED, sort=False):
+        best = SERIES.index(runs.rates[runs.chosen].iloc[0])
+        for factor in {*SERIES[max(best - 1, 0) : best + 2]} - {*runs.rates}:
+            found[key] = factor
+    return found
 
 
 def chosen(frame):
@@ -75,16 +106,28 @@ def with_chosen(configurations, *files: str | Path):
 
 
 def at_cost(configurations, frame, cpu_seconds: float):
-    """The configurations with as many epochs as would have cost their method so many CPU seconds, at least one.
+    """The configurations with as many pairs as would have cost their method so many CPU seconds, at least one batch.
 
     Methods without stages stay as they are.
 
     Args:
-        configurations, frame: what `sweep` was given, and its results; costs are taken as proportional to epochs, means
-            over seeds.
+        configurations: see `sweep.grid`.
+        frame: results of these models, methods and recipes, of any seeds and rates; costs are taken as proportional to
+            pairs times epochs, and pairs are rounded to whole batches.
         cpu_seconds: of a whole calibration.
+
+    Raises:
+        ValueError: the frame has none of a model, method and recipe.
     """
-    taken = frame.groupby([*TUNED, "recipe"]).cpu_seconds.transform("mean")
-    epochs = (frame.epochs * cpu_seconds / taken).round().clip(lower=1).astype(int)
-    trained = [bool(find(method).stages) for method in configurations.method]
-    return configurations.assign(epochs=epochs.where(trained, frame.epochs).to_numpy())
+    keys = [*TUNED, "recipe"]
+    price = (frame.cpu_seconds / frame.pairs / frame.epochs).groupby([frame[key] for key in keys]).mean()
+
+    def pairs(row) -> int:
+        if not find(row.method).stages:
+            return row.pairs
+        key = row.model, row.method, getattr(row.recipe, "name", row.recipe)
+        if key not in price:
+            raise ValueError(f"No given run says what {row.method} costs at {key[-1]} on {row.model}.")
+        return row.batch * max(1, round(cpu_seconds / price[key] / row.epochs / row.batch))
+
+    return configurations.assign(pairs=[pairs(row) for row in configurations.itertuples()])

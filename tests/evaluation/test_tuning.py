@@ -1,10 +1,12 @@
 """Rates chosen on tuning pictures: which runs are made, what is chosen, and what then runs."""
 
+import math
+
 import pytest
 
 from passionsr_lab.evaluation.sweep import DEFAULTS, grid, run, sweep
 from passionsr_lab.evaluation.tables import write_csv
-from passionsr_lab.evaluation.tuning import at_cost, chosen, tuning_grid, with_chosen
+from passionsr_lab.evaluation.tuning import at_cost, chosen, tuned, tuning_grid, with_chosen
 
 BEST = {"lbq": 3.0, "passionsr": 0.3}
 
@@ -42,6 +44,18 @@ def test_equals_take_the_smaller_rates():
     assert table[table.chosen].rates.tolist() == [0.3]
 
 
+@pytest.mark.parametrize("best", [30.0, 1.0, 0.1])
+def test_a_method_whose_best_rates_are_at_the_end_goes_on_until_they_are_not(best):
+    score = lambda c: 30 - abs(math.log(c["rates"] / (best if c["method"].name == "lbq" else 1.0)))
+    run = lambda work: sweep(work, work=lambda c, store=None: c | {"method": c["method"].name, "psnr_fp": score(c)})
+    table = tuned(run, ["W6A6", "W4A4"], ["lbq", "passionsr"], seed=range(2))
+    tried = {name: sorted({*runs.rates}) for name, runs in table.groupby("method")}
+    assert tried["passionsr"] == [0.3, 1, 3, 10]
+    assert tried["lbq"] == {30.0: [0.3, 1, 3, 10, 30, 100], 1.0: [0.3, 1, 3, 10], 0.1: [0.03, 0.1, 0.3, 1, 3, 10]}[best]
+    assert {*table[table.chosen].groupby("method").rates.first()} == {best, 1.0}
+    assert (table.groupby(["method", "rates"]).size() == 2 * 2).all() and {*table.tests} == {"tuning"}
+
+
 def test_what_was_not_tuned_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no rates to choose"):
         tuning_grid(["W6A6"], ["maxmin", "let"])
@@ -56,15 +70,18 @@ def test_what_was_not_tuned_is_refused(tmp_path):
         with_chosen(grid(), tmp_path / "other.csv")
 
 
-def test_equal_costs_are_as_many_epochs_as_a_method_can_have_for_them():
-    work = grid(recipe=["W6A6", "W4A4"], method=["maxmin", "lbq", "passionsr"], seed=range(2))
-    seconds = {"maxmin": 5.0, "lbq": 20.0, "passionsr": 400.0}
+def test_equal_costs_are_as_many_pairs_as_a_method_can_have_for_them():
+    work = grid(recipe=["W6A6", "W4A4"], method=["maxmin", "lbq", "passionsr"], seed=range(2), epochs=[2])
+    seconds = {"maxmin": 5.0, "lbq": 20.0, "passionsr": 4000.0}
     frame = sweep(
         work, work=lambda c, store=None: c | {"method": c["method"].name, "cpu_seconds": seconds[c["method"].name]}
     )
     told = at_cost(work, frame, 80.0)
-    assert told.groupby("method").epochs.unique().map(list).to_dict() == {"lbq": [16], "maxmin": [4], "passionsr": [1]}
-    assert told.drop(columns="epochs").equals(work.drop(columns="epochs"))
+    assert told.groupby("method").pairs.unique().map(list).to_dict() == {"lbq": [64], "maxmin": [16], "passionsr": [4]}
+    assert told.drop(columns="pairs").equals(work.drop(columns="pairs"))
+    assert at_cost(work.assign(epochs=1), frame, 80.0).pairs.max() == 128, "half the epochs, twice the pairs"
+    with pytest.raises(ValueError, match="No given run says what lbq costs at W6A6 on tiny"):
+        at_cost(work, frame[frame.recipe == "W4A4"], 80.0)
 
 
 def test_a_run_trains_with_its_rates_and_is_measured_on_its_pictures(pipe, tmp_path):
