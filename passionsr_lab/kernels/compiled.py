@@ -170,11 +170,17 @@ def seen_by(channels: int, scale, shift, lower, upper, minus, grid, conv: bool) 
     return Seen(by, off, less, _flat(lower), _flat(upper), *_whole(grid, lower.dtype)[:2])
 
 
-def marks(t: Tensor) -> tuple[int, int]:
-    """Two sums over the bits of a contiguous tensor, one of them weighted by place."""
+def words(t: Tensor) -> np.ndarray | None:
+    """The memory of a tensor as whole numbers of 32 bits; None of one that kernels do not suit."""
+    suits = t.is_cpu and t.dtype in KINDS and t.is_contiguous()
+    return array(t).reshape(-1).view(np.uint32) if suits else None
+
+
+def marks(words: np.ndarray) -> tuple[int, int]:
+    """Two sums over the bits, one of them weighted by place."""
     from . import loops
 
-    return loops.marks(array(t).reshape(-1).view(np.uint32))
+    return loops.marks(words)
 
 
 def on(*tensors: Tensor) -> bool:
@@ -208,7 +214,7 @@ def bounds_gradients(of_lower, of_upper, low, high, trim, flags: np.ndarray) -> 
 
 def array(t: Tensor, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """The memory of a tensor on the CPU as an array."""
-    found = t.detach().numpy()
+    found = (t.detach() if t.requires_grad else t).numpy()
     return found if shape is None else found.reshape(shape)
 
 

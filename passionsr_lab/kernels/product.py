@@ -82,14 +82,14 @@ class Work(Parts):
     Args:
         heads, scale: of the attention; ranges, trims, grid: of its quantizers by "q", "k", "v" and "p".
         log_scales: of "q" and "k", and of "v"; None without a transform.
-        layer, settings: as `Parts` has them.
+        layer: whose they are; settings: as `Parts` has them.
     """
 
     def __init__(
         self, heads: int, scale: float, ranges: Mapping[str, tuple[Tensor, Tensor]], trims: Mapping[str, Tensor],
         grid: Grid, log_scales: tuple[Tensor | None, Tensor | None], layer: nn.Module, settings: tuple,
     ):  # fmt: skip
-        super().__init__(layer, settings)
+        super().__init__(layer._modules.values(), (), settings, views=True)
         self.heads, self.scale, self.log_scales = heads, scale, log_scales
         self.trims = [trims[key] for key in INVERSE]
         kind = array(ranges["q"][0]).dtype.type

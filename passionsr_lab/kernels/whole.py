@@ -84,14 +84,14 @@ class Work(Parts):
 
     Args:
         plan, log_scale, offset, trims: as `QuantizedLayer` takes them.
-        layer, settings: as `Parts` has them.
+        layer: whose they are; settings: as `Parts` has them.
     """
 
     def __init__(
         self, plan: Plan, log_scale: Tensor | None, offset: Tensor | None, trims: Sequence[Tensor],
         layer: nn.Module, settings: tuple,
     ):  # fmt: skip
-        super().__init__(layer, settings)
+        super().__init__(layer._modules.values(), (), settings, views=True)
         self.plan, self.log_scale, self.offset, self.trims = plan, log_scale, offset, trims
         self.low, self.high = array(plan.low), array(plan.high)
         kind, channels = self.low.dtype.type, len(plan.low)

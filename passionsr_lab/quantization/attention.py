@@ -134,7 +134,7 @@ class QuantAttention(Quantized):
         if not suits or len(k) * heads * k.shape[1] * q.shape[1] > SCORES:
             return None
         work, settings = self._work, (self.setting, heads, scale)
-        if work is None or not work.serves(settings):
+        if work is None or not work.serves(self._modules.values(), (), settings):
             work = self._work = self._new_work(*settings)
         return work
 

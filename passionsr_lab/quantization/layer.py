@@ -153,13 +153,16 @@ class QuantLayer(Quantized):
             self.range.add(x, self.dim)
         if mode != "quantized":
             return self.layer(x)
-        if (work := self._whole(x)) is not None:
-            return work(x)
-        self.range.require(self.name)
-        fusible = self._fusible
-        trained = self._weight_and_bias() if torch.is_grad_enabled() or not fusible else None
-        seen = None if fusible and self.branch is None else self.transformed_input(x)
-        out = self._fused(x, trained) if fusible else self.operate(self.quantized(seen), *trained)
+        if torch.is_grad_enabled():
+            if (work := self._whole(x)) is not None:
+                return work(x)
+            self.range.require(self.name)
+            fused = self._trained if self._fusible else None
+        else:
+            slots, settings = self._modules.values(), (self.setting, *self.sizes)
+            fused = self._kept_whole.get(slots, (), self._ready, settings)
+        seen = None if fused and self.branch is None else self.transformed_input(x)
+        out = fused(x) if fused else self.operate(self.quantized(seen), *self._weight_and_bias())
         return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
 
     @property
@@ -187,7 +190,8 @@ class QuantLayer(Quantized):
         if not suits or any(slot is not None for slot in others):
             return None
         work, settings = self._work, (self.setting, *self.sizes)
-        if not (work and work.serves(settings)) or (work.plan.kept and self._weight_and_bias()[0] is not work.plan[0]):
+        same = work is not None and work.serves(self._modules.values(), (), settings)
+        if not same or (work.plan.kept and self._weight_and_bias()[0] is not work.plan.weight):
             work = self._work = self._new_work(settings)
         return work
 
@@ -213,25 +217,28 @@ class QuantLayer(Quantized):
 
     @property
     def _convolution(self) -> Convolution | None:
-        """The convolution's settings; None of a linear layer."""
+        """The convolution's settings, without a padding that is not of zeros; None of a linear layer."""
         if not self.conv:
             return None
-        padding = tuple(self.layer._reversed_padding_repeated_twice[::-2])
+        padding = (0, 0) if self._pads else tuple(self.layer._reversed_padding_repeated_twice[::-2])
         return Convolution(self.layer.stride, padding, self.layer.dilation, self.groups)
 
-    def _fused(self, x: Tensor, trained: tuple[Tensor, Tensor | None] | None) -> Tensor:
-        """The layer's output by `fused.QuantizedOperation`; weight and bias if they may be trained."""
-        conv = self._convolution
-        if conv is not None and self.layer.padding_mode != "zeros":
-            x, conv = self.pad(x), conv._replace(padding=(0, 0))
+    def _trained(self, x: Tensor) -> Tensor:
+        """The layer's output by `fused.QuantizedOperation`."""
+        x, conv = self.pad(x) if self._pads else x, self._convolution
+        grids = self._kept_input.get((self.transform, self.act_quantizers, self.range), (), self._input_grid)
         grid = Grid(self.setting.act_bits, self.setting.zero_point)
-        inputs = self.transform, self.act_quantizers, self.range
-        if trained is not None:
-            grids = self._kept_input.get(inputs, (), self._input_grid)
-            return QuantizedOperation.apply(x, *trained, *grids, grid, conv)
-        make = lambda: ready(self.quantized_weight(), self.bias(), *self._input_grid(), grid, conv)
-        slots = [slot for name, slot in self._modules.items() if name != "layer"]
-        return operated(x, self._kept_whole.get(slots, (self.layer.weight,), make, (self.layer.bias,)), grid, conv)
+        return QuantizedOperation.apply(x, *self._weight_and_bias(), *grids, grid, conv)
+
+    def _ready(self) -> Callable[[Tensor], Tensor] | None:
+        """What gives the layer's output as long as nothing of it changes; None where it is not one function."""
+        self.range.require(self.name)
+        if not self._fusible:
+            return None
+        grid, conv = Grid(self.setting.act_bits, self.setting.zero_point), self._convolution
+        held = ready(self.quantized_weight(), self.bias(), *self._input_grid(), grid, conv)
+        pad = self.pad if self._pads else lambda x: x
+        return lambda x: operated(pad(x), held, grid, conv)
 
     def _input_grid(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Scale, shift, and boundaries of the activation, as they broadcast against it."""
@@ -246,7 +253,7 @@ class QuantLayer(Quantized):
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         slots = self.transform, self.weight_quantizers, self.rounding, self.delta, self.branch, self.alignment
         make = lambda: (self.quantized_weight(), self.bias())
-        return self._kept_weight.get(slots, (self.layer.weight,), make, (self.layer.bias,))
+        return self._kept_weight.get(slots, (self.layer.weight, self.layer.bias), make)
 
     def forget(self) -> None:
         """Drops the weights that are kept, which take the memory of the float ones once more."""
@@ -270,6 +277,11 @@ class QuantLayer(Quantized):
             return x
         padding = {"zeros": "constant"}.get(self.layer.padding_mode, self.layer.padding_mode)
         return F.pad(x, self.layer._reversed_padding_repeated_twice, mode=padding)
+
+    @property
+    def _pads(self) -> bool:
+        """Whether it pads with something else than zeros, which operations do not do themselves."""
+        return self.conv and self.layer.padding_mode != "zeros"
 
     @property
     def padded(self) -> bool:
