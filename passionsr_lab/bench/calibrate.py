@@ -34,7 +34,7 @@ from ..quantization.place import quantize, quantized_layers, segment_modules
 from ..quantization.recipe import recipe as recipe_named
 from ..store.keys import versions
 from ..util.machine import processor, threads
-from ..util.memory import Peak, resident
+from ..util.memory import allocated_peak
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -199,16 +199,14 @@ def _measured(case: Case, rounds: int) -> dict:
 
 
 def _peak(kind, scope: nn.Module) -> int:
-    """Bytes that a step holds at most beyond those before it, weights that are kept for the next one among them."""
+    """Bytes of tensors that a step holds at most beyond those before it, weights that are kept for the next one among
+    them."""
     with kind as step:
         step()
         kind.forget()
         for layer in (m for m in scope.modules() if isinstance(m, QuantLayer)):
             layer.forget()
-        before = resident()
-        with Peak() as peak:
-            step()
-        return peak.bytes - before
+        return allocated_peak(step)
 
 
 def _kinds(case: Case) -> dict:

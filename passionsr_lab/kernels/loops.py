@@ -313,6 +313,18 @@ def weight_values(weight, scale, shift, zero, first, last, trim, levels, integer
 
 
 @kernel
+def weight_again(weight, scale, first, last, levels, integer, out, ends):
+    """Q(W~) in these channels once more, between the bounds that `weight_values` found."""
+    by = spread(scale[first:last], weight.shape[1] // scale.size)
+    start, stop = first * (weight.shape[1] // scale.size), last * (weight.shape[1] // scale.size)
+    for n in range(len(weight)):
+        row, done = weight[n, start:stop], out[n, start:stop]
+        step, base = grid(ends[0, n], ends[1, n], levels, integer)
+        for c in range(len(row)):
+            done[c] = np.rint(clamped((row[c] * by[c] - base) / step, levels)) * step + base
+
+
+@kernel
 def weight_gradients(
     grad, of_bias, weight, scale, zero, first, last, trim, levels, integer, ends, flags, of_scaling, of_trim
 ):

@@ -56,16 +56,16 @@ class QuantizedLayer(torch.autograd.Function):
         seen = work.quantized(x)
         weight, bias = work.weight_and_bias()
         ctx.work = work
-        ctx.save_for_backward(x, weight, log_scale, offset, *trims)
+        ctx.save_for_backward(x, log_scale, offset, *trims)
         if plan.conv is None:
             return F.linear(seen, weight, bias)
         return F.conv2d(seen, weight, bias, *plan.conv[:3], plan.conv.groups)
 
     @staticmethod
     def backward(ctx, grad):
-        (x, weight, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
+        (x, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
-            seen = None if plan.kept else work.quantized(x)
+            seen, weight = (None, plan.weight) if plan.kept else (work.quantized(x), work.weight_again())
             needed = work.bordered or not (plan.kept or plan.reach is None)
             inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.kept, needed))
             of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
@@ -144,7 +144,7 @@ class Work(Parts):
                 return weight, plan.bias
             more = self.over_taps @ torch.from_numpy(self.zero)
             return weight, more if plan.bias is None else plan.bias + more
-        out = torch.empty(weight.shape, dtype=weight.dtype)
+        out = self._room()
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
         values, of_bias = array(out).reshape(self.rows.shape), array(bias)
         for half in self.weight_halves:
@@ -153,6 +153,22 @@ class Work(Parts):
                 self.integer, values, of_bias, half.ends, half.flags,
             )  # fmt: skip
         return out, bias if self.bordered or plan.bias is not None or plan.reach is not None else None
+
+    def weight_again(self) -> Tensor:
+        """The quantized weight of the last forward pass, which nobody kept."""
+        out = self._room()
+        for half in self.weight_halves:
+            loops.weight_again(
+                self.rows, self.scale, half.first, half.last, self.weight_levels, self.integer,
+                array(out).reshape(self.rows.shape), half.ends,
+            )  # fmt: skip
+        return out
+
+    def _room(self) -> Tensor:
+        """Memory for the quantized weight that the next call may overwrite."""
+        flat = torch.from_numpy(self.rows)
+        room = buffer(1, flat)
+        return (torch.empty_like(flat) if room is None else room).view(self.plan.weight.shape)
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
         """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""

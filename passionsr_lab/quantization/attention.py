@@ -17,7 +17,8 @@ from .ranges import Range
 from .recipe import LayerRecipe
 from .transform import EquivalentTransform
 
-SCORES = 2**23  # attention scores that are held at once: queries go in chunks, in training in smaller ones
+SCORES = 2**23  # attention scores that are held at once; where there are more, queries go in chunks
+CHUNK = 2**21  # of so many
 
 
 def attend(
@@ -33,8 +34,8 @@ def attend(
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, N, d)
     per_query = k.shape[0] * heads * k.shape[2]
-    again = torch.is_grad_enabled() and per_query * q.shape[2] > SCORES
-    rows = max(1, SCORES // (4 if again else 1) // per_query)
+    many = per_query * q.shape[2] > SCORES
+    again, rows = many and torch.is_grad_enabled(), max(1, CHUNK // per_query) if many else q.shape[2]
     queries = q.split(rows, 2)
     masks = [None] * len(queries)
     if mask is not None:

@@ -352,7 +352,10 @@ class QuantLayer(Quantized):
         weight = self.layer.weight
 
         def make():
-            kernels = wide(weight.detach()).flatten(2) if self.conv else wide(weight.detach())[..., None]
+            kernels = wide(weight.detach())
+            kernels = kernels.flatten(2) if self.conv else kernels[..., None]
+            if kernels.shape[2] == 1:
+                return (kernels[..., 0],) * 3
             return kernels.amin(2), kernels.amax(2), kernels.sum(2)
 
         return self._kept_tables.get((), (weight,), make)
