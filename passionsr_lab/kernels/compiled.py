@@ -44,75 +44,19 @@ def compiled(on: bool = True) -> Iterator[None]:
         _on.reset(token)
 
 
-class Layout(NamedTuple):
-    """How a tensor is walked: (planes, channels, size), a scale per channel, or (rows, columns), one for so many
-    columns (taps) side by side; boundaries are the same everywhere, or one pair per channel or row.  Where channels lie
-    last in memory, rows are pixels, so many (tiles) side by side; elsewhere that is 0."""
+class Walk(NamedTuple):
+    """A way through a tensor: (planes, channels, size) with a scale per channel, or (rows, columns) with one per column
+    or for several side by side; boundaries are the same everywhere, or one pair per channel or row.  Where channels lie
+    last in memory rows are pixels, so many (tiles) side by side; elsewhere that is 0.
 
-    shape: tuple[int, ...]
-    channels: int
-    taps: int
-    tiles: int = 0
-
-
-def layout_of(x: Tensor, scale: Tensor | None, shift: Tensor | None, lower: Tensor, grid) -> Layout | None:
-    """How kernels walk x; None where they are off or do not suit."""
-    if not _on.get() or not x.is_cpu or x.dtype not in KINDS or lower.dtype != x.dtype:
-        return None
-    per_channel = (None, (1, x.shape[1], 1, 1)) if x.ndim == 4 and not grid.multiply else ()
-    if all(getattr(t, "shape", None) in per_channel for t in (scale, shift)) and lower.shape in ((), *per_channel):
-        if not lower.shape and (tiles := tiles_of(x)):
-            return Layout((-1, x.shape[1] * tiles), x.shape[1] * tiles, 1, tiles)
-        return Layout((x.shape[0], x.shape[1], x.shape[2] * x.shape[3]), x.shape[1], 1)
-    columns = x.shape[-1] if x.ndim else 1
-    if scale is None and lower.ndim == x.ndim > 0 and lower.numel() == len(x):
-        columns = x[0].numel()
-    rows = x.numel() // max(1, columns)
-    if lower.ndim and lower.shape != (rows,) + (1,) * (x.ndim - 1):
-        return None
-    if any(t is not None and not t.shape[-1] == t.numel() == columns // grid.taps for t in (scale, shift)):
-        return None
-    return Layout((rows, columns), columns, grid.taps)
-
-
-def values(x, scale, shift, lower, upper, grid, layout: Layout, minus=None, out: Tensor | None = None) -> Tensor:
-    """Q(x~) - minus, of the shape of x; `minus` (1, C, 1, 1) or None."""
-    from . import loops
-
-    x = as_it_lies(x, layout.tiles)
-    out = torch.empty_like(x) if out is None else out
-    kernel = loops.plane_values if len(layout.shape) == 3 else loops.row_values
-    minus = _constant(0, layout.channels // layout.taps, x.dtype) if minus is None else _tiled(_flat(minus), layout)
-    bounds = _flat(lower), _flat(upper), *_whole(grid, x.dtype)
-    scaling = _scaling(scale, shift, layout, x.dtype)
-    kernel(walked(x, layout.shape, layout.tiles), *scaling, *bounds, minus, walked(out, layout.shape, layout.tiles))
-    return out
-
-
-def gradients(grad, x, scale, shift, lower, upper, grid, layout: Layout, around=None, wanted=True) -> tuple:
-    """Gradients of x (None if not `wanted`), scale, shift, lower and upper, from that of Q(x~).
-
-    around: (1, C, 1, 1) or None: all that Q(0) of a channel gets, in all places; what x gets is not Q(0)'s.
+    grid: what kernels take between arrays, from scale to whether it multiplies; minus: what they take off.
     """
-    from . import loops
 
-    x, grad = (as_it_lies(t, layout.tiles) for t in (x, grad))
-    out = torch.empty_like(x) if wanted else None  # not `grad` again: a loop that writes what it reads stays scalar
-    of_bounds, of_scaling = (x.new_empty(2, n) for n in (lower.numel(), layout.channels // layout.taps))
-    arrays = *(walked(t, layout.shape, layout.tiles) for t in (grad, x)), *_scaling(scale, shift, layout, x.dtype)
-    bounds = _flat(lower), _flat(upper), *_whole(grid, x.dtype)
-    found = None if out is None else walked(out, layout.shape, layout.tiles), array(of_bounds), array(of_scaling)
-    everywhere = _constant(0, 0, x.dtype) if around is None else beside(_flat(around), layout.tiles)
-    kernel = loops.plane_gradients if len(layout.shape) == 3 else loops.row_gradients
-    kernel(*arrays, *bounds, everywhere, *found)
-    if layout.tiles:
-        of_scaling = of_scaling.view(2, layout.tiles, -1).sum(1)
-    return (
-        out,
-        None if scale is None else of_scaling[0].view(scale.shape),
-        None if shift is None else of_scaling[1].view(shift.shape),
-        of_bounds[0].view(lower.shape), of_bounds[1].view(lower.shape),
-    )  # fmt: skip
+    planes: bool
+    shape: tuple[int, ...]
+    tiles: int
+    grid: tuple
+    minus: np.ndarray
 
 
 class Seen(NamedTuple):
@@ -138,36 +82,64 @@ class Seen(NamedTuple):
         few = self[:3] if tiles < 2 else [np.tile(a, tiles) for a in self[:3]]
         return Walk(planes, shape, tiles, (*few[:2], *self[3:], False), few[2])
 
-    def of(self, x: Tensor, conv: bool, out: Tensor | None) -> Tensor:
-        """Q(x~) - minus, in `out` or in new memory."""
-        from . import loops
-
-        out, walk = torch.empty_like(x) if out is None else out, self.walk(x, conv)
-        kernel = loops.plane_values if walk.planes else loops.row_values
-        kernel(walked(x, walk.shape, walk.tiles), *walk.grid, walk.minus, walked(out, walk.shape, walk.tiles))
-        return out
-
-
-class Walk(NamedTuple):
-    """A way through a tensor: planes or rows, of which shape, how many pixels side by side, what kernels take between
-    arrays (scale to last flag), and what they take off."""
-
-    planes: bool
-    shape: tuple[int, ...]
-    tiles: int
-    grid: tuple
-    minus: np.ndarray
-
 
 def seen_by(channels: int, scale, shift, lower, upper, minus, grid, conv: bool) -> Seen | None:
     """As tensors have it; None where kernels are off or do not suit."""
     if not on(lower) or (lower.ndim and not conv):
         return None
-    by, off, less = (
-        _constant(value, channels, lower.dtype) if t is None else _flat(t)
-        for t, value in ((scale, 1), (shift, 0), (minus, 0))
-    )
+    by, off, less = _per_channel(channels, scale, shift, minus, lower.dtype)
     return Seen(by, off, less, _flat(lower), _flat(upper), *_whole(grid, lower.dtype)[:2])
+
+
+def walk_of(x: Tensor, scale, shift, lower, upper, grid, minus: Tensor | None = None) -> Walk | None:
+    """How kernels go through x, with what these tensors have; None where they are off or do not suit."""
+    if not on(x, lower) or x.dtype != lower.dtype:
+        return None
+    per_channel = (None, (1, x.shape[1], 1, 1)) if x.ndim == 4 and not grid.multiply else ()
+    if all(getattr(t, "shape", None) in per_channel for t in (scale, shift)) and lower.shape in ((), *per_channel):
+        return seen_by(x.shape[1], scale, shift, lower, upper, minus, grid, True).walk(x, True)
+    columns = x.shape[-1] if x.ndim else 1
+    if scale is None and lower.ndim == x.ndim > 0 and lower.numel() == len(x):
+        columns = x[0].numel()
+    rows, channels = x.numel() // max(1, columns), columns // grid.taps
+    if lower.ndim and lower.shape != (rows,) + (1,) * (x.ndim - 1):
+        return None
+    if any(t is not None and not t.shape[-1] == t.numel() == channels for t in (scale, shift)):
+        return None
+    by, off, less = _per_channel(channels, scale, shift, minus, x.dtype)
+    return Walk(False, (rows, columns), 0, (by, off, _flat(lower), _flat(upper), *_whole(grid, x.dtype)), less)
+
+
+def values(x: Tensor, walk: Walk, out: Tensor | None = None) -> Tensor:
+    """Q(x~) - minus, of the shape of x, in `out` or in new memory."""
+    from . import loops
+
+    x = as_it_lies(x, walk.tiles)
+    out = torch.empty_like(x) if out is None else out
+    kernel = loops.plane_values if walk.planes else loops.row_values
+    kernel(walked(x, walk.shape, walk.tiles), *walk.grid, walk.minus, walked(out, walk.shape, walk.tiles))
+    return out
+
+
+def gradients(
+    grad: Tensor, x: Tensor, walk: Walk, around: np.ndarray | None = None, wanted: bool = True
+) -> tuple[Tensor | None, np.ndarray, np.ndarray]:
+    """Gradients, from that of Q(x~), of x (None if not `wanted`), of both boundaries (2, n), and of scale and shift
+    (2, tiles, channels).
+
+    around: per channel, all that Q(0) gets, in all places; what x gets is not Q(0)'s.
+    """
+    from . import loops
+
+    grad, x = (as_it_lies(t, walk.tiles) for t in (grad, x))
+    out = torch.empty_like(x) if wanted else None  # not `grad` again: a loop that writes what it reads stays scalar
+    of_bounds, of_scaling = (np.empty((2, len(a)), a.dtype) for a in (walk.grid[2], walk.minus))
+    arrays = (walked(t, walk.shape, walk.tiles) for t in (grad, x))
+    everywhere = walk.minus[:0] if around is None else beside(around, walk.tiles)
+    done = None if out is None else walked(out, walk.shape, walk.tiles)
+    kernel = loops.plane_gradients if walk.planes else loops.row_gradients
+    kernel(*arrays, *walk.grid, everywhere, done, of_bounds, of_scaling)
+    return out, of_bounds, of_scaling.reshape(2, max(1, walk.tiles), -1)
 
 
 def words(t: Tensor) -> np.ndarray | None:
@@ -244,20 +216,13 @@ def beside(few: np.ndarray, tiles: int) -> np.ndarray:
     return np.concatenate((few, np.zeros(len(few) * (tiles - 1), few.dtype))) if tiles > 1 else few
 
 
-def _tiled(few: np.ndarray, layout: Layout) -> np.ndarray:
-    return np.tile(few, layout.tiles) if layout.tiles > 1 else few
-
-
 def _flat(t: Tensor) -> np.ndarray:
     return t.detach().contiguous().numpy().reshape(-1)
 
 
-def _scaling(scale, shift, layout: Layout, dtype: torch.dtype) -> tuple:
-    count = layout.channels // layout.taps
-    return (
-        _constant(1, count, dtype) if scale is None else _tiled(_flat(scale), layout),
-        _constant(0, count, dtype) if shift is None else _tiled(_flat(shift), layout),
-    )
+def _per_channel(count: int, scale, shift, minus, dtype: torch.dtype) -> list[np.ndarray]:
+    given = ((scale, 1), (shift, 0), (minus, 0))
+    return [_constant(value, count, dtype) if t is None else _flat(t) for t, value in given]
 
 
 def _whole(grid, dtype) -> tuple:

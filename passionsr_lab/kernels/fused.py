@@ -72,10 +72,10 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, scale, shift, lower, upper, grid):
-        ctx.grid, ctx.layout = grid, compiled.layout_of(x, scale, shift, lower, grid)
-        if ctx.layout is not None:
+        ctx.grid, ctx.walk = grid, compiled.walk_of(x, scale, shift, lower, upper, grid)
+        if ctx.walk is not None:
             ctx.save_for_backward(x, scale, shift, lower, upper)
-            return compiled.values(x, scale, shift, lower, upper, grid, ctx.layout)
+            return compiled.values(x, ctx.walk)
         step, base = grid_of(lower, upper, grid.bits, grid.zero_point)
         ctx.save_for_backward(x, scale, shift, lower, upper, step, base)
         code = _codes(x, _columns_of(scale, grid), shift, step, base, grid.multiply)
@@ -83,9 +83,9 @@ class FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        if ctx.layout is not None:
-            wanted = ctx.needs_input_grad[0]
-            return *compiled.gradients(grad, *ctx.saved_tensors, ctx.grid, ctx.layout, wanted=wanted), None
+        if ctx.walk is not None:
+            x, *few = ctx.saved_tensors
+            return *_found(compiled.gradients(grad, x, ctx.walk, wanted=ctx.needs_input_grad[0]), *few), None
         x, few, shift, lower, upper, step, base = ctx.saved_tensors
         scale = _columns_of(few, ctx.grid)
         code = _codes(x, scale, shift, step, base, ctx.grid.multiply, buffer(0, x))
@@ -109,14 +109,14 @@ class QuantizedOperation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, scale, shift, lower, upper, grid, conv):
         held = ready(weight, bias, scale, shift, lower, upper, grid, conv)
-        ctx.grid, ctx.conv, ctx.layout = grid, conv, compiled.layout_of(x, scale, shift, lower, grid)
+        ctx.grid, ctx.conv, ctx.walk = grid, conv, held.walk(x, conv)
         ctx.save_for_backward(x, weight, scale, shift, lower, upper, held.step, held.base, held.value)
         return operated(x, held, grid, conv)
 
     @staticmethod
     def backward(ctx, grad):
         with no_autocast(grad):
-            backward = _operation_backward if ctx.layout is None else _compiled_backward
+            backward = _operation_backward if ctx.walk is None else _compiled_backward
             return backward(ctx, grad, *ctx.saved_tensors)
 
 
@@ -135,6 +135,11 @@ class Ready(NamedTuple):
     value: Tensor | None
     seen: compiled.Seen | None
 
+    def walk(self, x: Tensor, conv: Convolution | None) -> compiled.Walk | None:
+        """How kernels go through x; None where they are off or do not suit."""
+        suits = self.seen is not None and x.dtype == self.lower.dtype and compiled.on(x)
+        return self.seen.walk(x, conv is not None) if suits else None
+
 
 def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolution | None) -> Ready:
     """`QuantizedOperation`'s part that does not depend on x."""
@@ -150,9 +155,9 @@ def ready(weight, bias, scale, shift, lower, upper, grid: Grid, conv: Convolutio
 
 def operated(x: Tensor, held: Ready, grid: Grid, conv: Convolution | None) -> Tensor:
     """`QuantizedOperation`'s output."""
-    if held.seen is not None and x.dtype == held.lower.dtype and compiled.on(x):
-        x = compiled.as_it_lies(x, held.seen.tiles(x, conv is not None))
-        seen = held.seen.of(x, conv is not None, buffer(0, x))
+    if (walk := held.walk(x, conv)) is not None:
+        x = compiled.as_it_lies(x, walk.tiles)
+        seen = compiled.values(x, walk, buffer(0, x))
     else:
         base = held.base if held.value is None else held.base - held.value
         seen = _rounded(_codes(x, held.scale, held.shift, held.step, held.base, False, buffer(0, x)), grid.bits)
@@ -357,10 +362,9 @@ def _operation_backward(ctx, grad, x, weight, scale, shift, lower, upper, step, 
 
 def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, value) -> tuple:
     """`_operation_backward` with compiled passes."""
-    grid, conv, needs, layout = ctx.grid, ctx.conv, ctx.needs_input_grad, ctx.layout
-    x, seen = compiled.as_it_lies(x, layout.tiles), None
-    if needs[1]:
-        seen = compiled.values(x, scale, shift, lower, upper, grid, layout, value, buffer(0, x))
+    conv, needs, walk = ctx.conv, ctx.needs_input_grad, ctx.walk
+    x = compiled.as_it_lies(x, walk.tiles)
+    seen = compiled.values(x, walk, buffer(0, x)) if needs[1] else None
     inputs = any((needs[0], *needs[3:7]))
     inner, of_weight, of_bias = products(grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None))
     around = None
@@ -368,12 +372,19 @@ def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, 
         if needs[1]:
             column = of_bias.view(conv.groups, -1, 1)
             _grouped(of_weight, conv).baddbmm_(column, _columns(value, weight, conv).transpose(1, 2))
-        around = _whole_field(of_bias, weight, conv, x.shape[1])
+        around = compiled.array(_whole_field(of_bias, weight, conv, x.shape[1])).reshape(-1)
     of_bias = of_bias if needs[2] else None
     if not inputs:
         return None, of_weight, of_bias, *[None] * 6
-    found = compiled.gradients(inner, x, scale, shift, lower, upper, grid, layout, around, needs[0])
-    return found[0], of_weight, of_bias, *found[1:], None, None
+    of_x, *others = _found(compiled.gradients(inner, x, walk, around, needs[0]), scale, shift, lower, upper)
+    return of_x, of_weight, of_bias, *others, None, None
+
+
+def _found(gradients: tuple, scale, shift, lower, upper) -> tuple:
+    """What `compiled.gradients` gives as gradients of x, scale, shift, lower and upper."""
+    of_x, (of_lower, of_upper), of_scaling = gradients
+    pairs = *zip(torch.from_numpy(of_scaling).sum(1), (scale, shift)), (of_lower, lower), (of_upper, upper)
+    return of_x, *(None if t is None else torch.as_tensor(of).view(t.shape) for of, t in pairs)
 
 
 def products(grad, x, seen, weight, conv: Convolution | None, mask: tuple[bool, bool, bool]):

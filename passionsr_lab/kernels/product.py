@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import array
+from .compiled import Walk, array, gradients, values
 from .fused import Grid, no_autocast
 from .parts import Half, Parts
 
@@ -65,7 +65,7 @@ def whole(x: Tensor) -> Tensor:
 
 class Share(NamedTuple):
     """What kernels take for one of "q", "k", "v" and "p": the range before the scale, the scale, the quantizer's share,
-    the boundaries, whether it is divided by the scale, and how it is walked."""
+    the boundaries, and whether it is divided by the scale."""
 
     low: np.ndarray
     high: np.ndarray
@@ -73,7 +73,6 @@ class Share(NamedTuple):
     half: Half
     bounds: np.ndarray
     inverse: bool
-    shape: tuple[int, ...]
 
 
 class Work(Parts):
@@ -97,14 +96,16 @@ class Work(Parts):
         both = [torch.ones_like(ranges[key][0]) for key in "qv"]
         self.scales, (_, self.v) = both, [s if log is not None else None for s, log in zip(both, log_scales)]
         by = {"q": array(both[0]), "k": array(both[0]), "v": array(both[1]), "p": np.ones(1, kind)}
-        self.shares = {}
+        self.shares, self.walks = {}, {}
         for key, inverse in INVERSE.items():
             low, high = (array(t) for t in ranges[key])
             trim = array(trims[key]).reshape(2, 1)
             half = Half(0, len(low), trim, np.empty(2, kind), np.empty(3, np.int64))
             low, shape = (np.zeros_like(low), (1, 1, -1)) if key == "p" else (low, (-1, len(low)))
-            self.shares[key] = Share(low, high, by[key], half, np.empty((2, 1), kind), inverse, shape)
-        self.none = {key: np.zeros_like(share.scale) for key, share in self.shares.items()}
+            bounds, none = np.empty((2, 1), kind), np.zeros_like(by[key])
+            self.shares[key] = Share(low, high, by[key], half, bounds, inverse)
+            given = (by[key], none, *bounds, self.levels, self.integer, key == "k")
+            self.walks[key] = Walk(key == "p", shape, 0, given, none)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return QuantizedProduct.apply(q, k, v, *self.log_scales, *self.trims, self)
@@ -115,21 +116,12 @@ class Work(Parts):
             if log_scale is not None:
                 torch.exp(log_scale, out=scale)
         for share in self.shares.values():
-            low, high, scale, half, bounds, inverse, _ = share
+            low, high, scale, half, bounds, inverse = share
             loops.factor_grid(low, high, scale, inverse, half.trim, self.integer, bounds, half.ends, half.flags)
-
-    def _walk(self, key: str, x: Tensor, *more: Tensor) -> tuple:
-        share = self.shares[key]
-        arrays = (array(t).reshape(share.shape) for t in (*more, x))
-        multiply = key == "k"
-        return *arrays, share.scale, self.none[key], *share.bounds, self.levels, self.integer, multiply
 
     def quantized(self, key: str, x: Tensor) -> Tensor:
         """x after LET, quantized."""
-        out = torch.empty_like(x)
-        kernel = loops.plane_values if key == "p" else loops.row_values
-        kernel(*self._walk(key, x), self.none[key], array(out).reshape(self.shares[key].shape))
-        return out
+        return values(x, self.walks[key])
 
     def headed(self, x: Tensor) -> Tensor:
         """(B, N, C) as (B, heads, N, C / heads)."""
@@ -137,12 +129,9 @@ class Work(Parts):
 
     def gradient(self, key: str, grad: Tensor, x: Tensor, of_scale: np.ndarray | None) -> tuple[Tensor, Tensor]:
         """Gradients of x and of its trim; adds that of the scale."""
-        share, out = self.shares[key], torch.empty_like(x)
-        low, high, scale, half, _, inverse, shape = share
-        of_bounds, of_scaling = np.empty((2, 1), scale.dtype), np.empty((2, len(scale)), scale.dtype)
-        walk, last = self._walk(key, x, grad.contiguous()), (array(out).reshape(shape), of_bounds, of_scaling)
-        kernel = loops.plane_gradients if key == "p" else loops.row_gradients
-        kernel(*walk, self.none[key][:0], *last)
+        low, high, scale, half, _, inverse = self.shares[key]
+        out, of_bounds, of_scaling = gradients(grad, x, self.walks[key])
+        of_scaling = of_scaling[:, 0]
         of_trim = np.empty(2, scale.dtype)
         loops.factor_grid_gradients(
             of_bounds, half.ends, half.flags, low, high, scale, inverse, half.trim, of_scaling[0], of_trim

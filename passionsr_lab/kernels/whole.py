@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import Seen, array, as_it_lies, beside, walked
+from .compiled import Seen, array, as_it_lies, gradients, values
 from .fused import Convolution, Grid, buffer, no_autocast, products
 from .parts import Half, Parts
 
@@ -134,7 +134,7 @@ class Work(Parts):
 
     def quantized(self, x: Tensor) -> Tensor:
         """Q(x~), less what a zero is quantized to, in a buffer of this thread's where there is one."""
-        return self.seen.of(x, self.plan.conv is not None, buffer(0, x))
+        return values(x, self.seen.walk(x, self.plan.conv is not None), buffer(0, x))
 
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The quantized weight, and the bias with what shift and padding leave to it."""
@@ -172,19 +172,12 @@ class Work(Parts):
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
         """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""
-        around = self.zero[:0]
-        out = torch.empty_like(x) if wanted else None
-        walk = self.seen.walk(x, self.plan.conv is not None)
-        of_ends, of_scaling = (np.empty((2, len(t)), self.lower.dtype) for t in (self.lower, walk.minus))
-        arrays = (walked(t, walk.shape, walk.tiles) for t in (as_it_lies(grad, walk.tiles), x))
+        around = None
         if self.bordered:  # as if every channel had the zero's value everywhere
             around = array((of_bias @ weight.flatten(1)).view(len(self.scale), -1).sum(1))
-            around = beside(around, walk.tiles)
-        kernel = loops.plane_gradients if walk.planes else loops.row_gradients
-        done = None if out is None else walked(out, walk.shape, walk.tiles)
-        kernel(*arrays, *walk.grid, around, done, of_ends, of_scaling)
-        if walk.tiles > 1:
-            of_scaling = of_scaling.reshape(2, walk.tiles, -1).sum(1)
+        walk = self.seen.walk(x, self.plan.conv is not None)
+        out, of_ends, of_scaling = gradients(grad, x, walk, around, wanted)
+        of_scaling = of_scaling.sum(1)
         of_trims = []
         for half in self.halves:
             of_lower, of_upper = of_ends[:, half.first : half.last].sum(1) if len(self.halves) > 1 else of_ends[:, 0]

@@ -28,13 +28,7 @@ class Kept:
     def __init__(self):
         self._found: _Found | None = None
 
-    def get(
-        self,
-        modules: Iterable[nn.Module | None],
-        tensors: Iterable[Tensor | None],
-        make: Callable,
-        settings: tuple = (),
-    ):
+    def get(self, modules: Iterable, tensors: Iterable, make: Callable, settings: tuple = ()):
         """`make()`, or what it gave the last time; `settings` are what else decides, to compare."""
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return make()
@@ -60,7 +54,7 @@ class _Found(Parts):
     def __init__(self, *parts, **options):
         super().__init__(*parts, **options)
         self._trained = any(t.requires_grad for t in self.tensors)
-        self._keeps = all(map(_here, self.tensors)) and all(map(_steady, self.modules))
+        self._keeps = all(t.is_cpu and not t.is_inference() for t in self.tensors) and all(map(_steady, self.modules))
         self._held: tuple | None = None  # numbers and value, at once: another thread may look
         if self._keeps:
             self._slots = [part for part in self.modules if isinstance(part, Slot)]
@@ -95,10 +89,6 @@ def _ramps(count: int) -> Tensor:
     """(2, count) ones, and from 1 to 2."""
     with torch.inference_mode(False):
         return torch.stack((torch.ones(count), 1 + torch.arange(count) / count))
-
-
-def _here(t: Tensor) -> bool:
-    return t.is_cpu and not t.is_inference()
 
 
 def _steady(part: nn.Module) -> bool:

@@ -157,12 +157,13 @@ class QuantLayer(Quantized):
             if (work := self._whole(x)) is not None:
                 return work(x)
             self.range.require(self.name)
-            fused = self._trained if self._fusible else None
+            weights, fused = self._weight_and_bias(), self._trained if self._fusible else None
         else:
             slots, settings = self._modules.values(), (self.setting, *self.sizes)
             fused = self._kept_whole.get(slots, (), self._ready, settings)
+            weights = () if fused else self._weight_and_bias()
         seen = None if fused and self.branch is None else self.transformed_input(x)
-        out = fused(x) if fused else self.operate(self.quantized(seen), *self._weight_and_bias())
+        out = fused(x, *weights) if fused else self.operate(self.quantized(seen), *weights)
         return (out if self.branch is None else out + self.branch(seen)).to(x.dtype)
 
     @property
@@ -186,7 +187,7 @@ class QuantLayer(Quantized):
     def _whole(self, x: Tensor) -> Parts | None:
         """The layer as one compiled function of scale, shift and boundaries that are trained; None if it is not."""
         weight, others = self.layer.weight, (self.rounding, self.delta, self.branch, self.alignment)
-        suits = torch.is_grad_enabled() and x.dtype == weight.dtype and compiled.on(x, weight)
+        suits = x.dtype == weight.dtype and compiled.on(x, weight)
         if not suits or any(slot is not None for slot in others):
             return None
         work, settings = self._work, (self.setting, *self.sizes)
@@ -223,12 +224,12 @@ class QuantLayer(Quantized):
         padding = (0, 0) if self._pads else tuple(self.layer._reversed_padding_repeated_twice[::-2])
         return Convolution(self.layer.stride, padding, self.layer.dilation, self.groups)
 
-    def _trained(self, x: Tensor) -> Tensor:
+    def _trained(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's output by `fused.QuantizedOperation`."""
         x, conv = self.pad(x) if self._pads else x, self._convolution
         grids = self._kept_input.get((self.transform, self.act_quantizers, self.range), (), self._input_grid)
         grid = Grid(self.setting.act_bits, self.setting.zero_point)
-        return QuantizedOperation.apply(x, *self._weight_and_bias(), *grids, grid, conv)
+        return QuantizedOperation.apply(x, weight, bias, *grids, grid, conv)
 
     def _ready(self) -> Callable[[Tensor], Tensor] | None:
         """What gives the layer's output as long as nothing of it changes; None where it is not one function."""
