@@ -85,7 +85,7 @@ class FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad):
         if ctx.walk is not None:
             x, *few = ctx.saved_tensors
-            return *_found(compiled.gradients(grad, x, ctx.walk, wanted=ctx.needs_input_grad[0]), *few), None
+            return *_as_tensors(compiled.gradients(grad, x, ctx.walk, wanted=ctx.needs_input_grad[0]), *few), None
         x, few, shift, lower, upper, step, base = ctx.saved_tensors
         scale = _columns_of(few, ctx.grid)
         code = _codes(x, scale, shift, step, base, ctx.grid.multiply, buffer(0, x))
@@ -376,11 +376,11 @@ def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, 
     of_bias = of_bias if needs[2] else None
     if not inputs:
         return None, of_weight, of_bias, *[None] * 6
-    of_x, *others = _found(compiled.gradients(inner, x, walk, around, needs[0]), scale, shift, lower, upper)
+    of_x, *others = _as_tensors(compiled.gradients(inner, x, walk, around, needs[0]), scale, shift, lower, upper)
     return of_x, of_weight, of_bias, *others, None, None
 
 
-def _found(gradients: tuple, scale, shift, lower, upper) -> tuple:
+def _as_tensors(gradients: tuple, scale, shift, lower, upper) -> tuple:
     """What `compiled.gradients` gives as gradients of x, scale, shift, lower and upper."""
     of_x, (of_lower, of_upper), of_scaling = gradients
     pairs = *zip(torch.from_numpy(of_scaling).sum(1), (scale, shift)), (of_lower, lower), (of_upper, upper)

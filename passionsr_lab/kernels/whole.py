@@ -146,11 +146,11 @@ class Work(Parts):
             return weight, more if plan.bias is None else plan.bias + more
         out = self._room()
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
-        values, of_bias = array(out).reshape(self.rows.shape), array(bias)
+        done, of_bias = array(out).reshape(self.rows.shape), array(bias)
         for half in self.weight_halves:
             loops.weight_values(
                 self.rows, self.scale, self.shift, self.zero, half.first, half.last, half.trim, self.weight_levels,
-                self.integer, values, of_bias, half.ends, half.flags,
+                self.integer, done, of_bias, half.ends, half.flags,
             )  # fmt: skip
         return out, bias if self.bordered or plan.bias is not None or plan.reach is not None else None
 

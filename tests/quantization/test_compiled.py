@@ -17,9 +17,10 @@ from passionsr_lab.kernels.whole import QuantizedLayer
 from passionsr_lab.methods import find
 from passionsr_lab.quantization.attention import QuantAttention
 from passionsr_lab.quantization.filling import LET, Slots
-from passionsr_lab.quantization.layer import mode
+from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
 from passionsr_lab.quantization.recipe import LayerRecipe
+from passionsr_lab.util.memory import allocated_peak
 
 pytest.importorskip("numba")
 NOT_WHOLE = ("groups", "depthwise", "reflect", "replicate", "circular")  # what is left to the passes one by one
@@ -218,6 +219,27 @@ def test_a_calibration_ends_where_torchs_does_and_twice_at_the_same_bits():
     assert q.history["compiled"] and not passes.on()
     assert ours.records[1]["loss"] == pytest.approx(theirs.records[1]["loss"], rel=1e-3)
     assert all(work.ends[-1]["loss"] < 0.5 * work.ends[-1]["first"] for work in (ours, theirs))
+
+
+def test_quantized_weights_and_their_gradients_are_there_for_one_layer_at_a_time():
+    """A float step holds the gradients of all four."""
+    wide = QuantLayer(torch.nn.Linear(512, 512), "wide", LayerRecipe(6, 6))
+    model, x = torch.nn.Sequential(*(copy.deepcopy(wide) for _ in range(4))), torch.randn(16, 512)
+    with torch.no_grad(), mode(model, "observe"):
+        model(x)
+    floats = torch.nn.Sequential(*(copy.deepcopy(layer.layer) for layer in model))
+    for layer in model:
+        LET().fill(layer)
+        layer.layer.requires_grad_(False)
+
+    def peak(model):
+        step = lambda: model(x).square().mean().backward()
+        step()
+        model.zero_grad()
+        return allocated_peak(step)
+
+    with passes.compiled():
+        assert peak(model) < 0.5 * peak(floats)
 
 
 def test_without_numba_one_sentence_and_torchs_passes(monkeypatch):

@@ -1,6 +1,7 @@
 """Fused functions against the plain formula under autograd, and what is kept against what it is made of."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from filled import disturb, filled, relative
 
 from passionsr_lab.kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, grid_of
+from passionsr_lab.quantization.filling import LET
+from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
 
 
@@ -97,6 +100,7 @@ def test_a_kept_weight_is_never_stale(case):
         lambda: layer.act_quantizers[0].trim.data.add_(0.2),
         lambda: layer.range.set(layer.range.low * 2, layer.range.high),
         lambda: layer.layer.weight.mul_(1.5), lambda: layer.layer.bias.add_(1.0), lambda: disturb(layer.transform, 5),
+        lambda: setattr(layer, "setting", replace(layer.setting, act_bits=3)),
         *past_the_version_counter(layer.layer.weight),
     ]  # fmt: skip
     for change in changes:
@@ -106,6 +110,18 @@ def test_a_kept_weight_is_never_stale(case):
         assert torch.equal(layer(x), anew(layer, x)) and not torch.equal(layer(x), before)
     double = layer.double()(x.double())
     assert double.dtype == torch.float64 and torch.equal(double, anew(layer, x.double()))
+
+
+@torch.no_grad()
+def test_a_weight_that_is_turned_round_in_its_memory_is_another_one():
+    layer, x = filled("linear")
+    square = QuantLayer(torch.nn.Linear(x.shape[-1], x.shape[-1]), "square", layer.setting)
+    LET().fill(square)
+    with mode(square, "observe"):
+        square(x)
+    before, weight = square(x), square.layer.weight
+    weight.data = weight.data.t()
+    assert torch.equal(square(x), anew(square, x)) and not torch.equal(square(x), before)
 
 
 def test_a_weight_is_kept_where_nothing_of_it_is_trained_and_not_otherwise():
