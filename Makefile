@@ -5,8 +5,8 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, from 64 and from 256 crops:
-#                figures/methods*.csv (about three hours)
+# make methods   every method tuned alike, three seeds, from 64 and from 256 crops, and at equal cost:
+#                figures/methods*.csv (about four hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
@@ -57,6 +57,9 @@ methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
 	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(LONG) --tuned figures/tuning.csv $(TABLE)_256.csv
+	$(BIN)/python -m passionsr_lab tune $(MANY) --methods $(ALL) --jobs 2 --csv figures/tuning_256.csv
+	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(ALL) --tuned figures/tuning_256.csv --cost passionsr \
+	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
 	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv

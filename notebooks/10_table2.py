@@ -224,6 +224,47 @@ if longer is not None:
 figure if longer is not None else None
 
 # %% [markdown]
+# ## At equal cost
+# The same methods once more, each with as many crops, seen once, as it can have for the CPU seconds that `passionsr` takes
+# from 256 (what trains nothing has 256), and with rates that were chosen from 256 crops, on past either end of the four
+# factors where the best one was there (`figures/tuning_256.csv`, `figures/methods_cost_runs.csv`). First the choice: PSNR to
+# full precision on the tuning pictures by width, and in the mean that decides.
+
+# %%
+equal, choice = committed("methods_cost_runs"), committed("tuning_256")
+have_equal = equal is not None and choice is not None
+if have_equal:
+    choice = choice.assign(method=choice.method.map(labels))
+    chosen = choice[choice.chosen].groupby("method").rates.first()
+    both = pd.concat([choice, choice.assign(recipe="mean")])
+    tried = both.pivot_table(index=["method", "recipe"], columns="rates", values="psnr_fp", sort=False).round(2)
+    tried = tried[sorted(tried)].loc[[(name, width) for name in chosen.index for width in both.recipe.unique()]]
+    tried["chosen"] = [chosen[name] if width == "mean" else "" for name, width in tried.index]
+tried if have_equal else None
+
+# %%
+if have_equal:
+    equal = named(equal)
+    cells = cells_of(equal)
+    cells.insert(len(equal.recipe.unique()), "crops", equal.groupby("method", observed=True).pairs.mean().round())
+cells if have_equal else None
+
+# %%
+if have_equal:
+    settings = ("model", "size", "epochs", "batch", "compiled", "threads", "torch", "instructions")
+    told = {name: ", ".join(map(str, sorted(equal[name].unique()))) for name in settings}
+    heading = "Every method for the CPU seconds of PassionSR from 256 crops"
+    figure = plots.ablation(equal, heading=heading, width=plots.PAGE, caption=told)
+    plots.save(figure, "10_equal_cost", FIGURES)
+figure if have_equal else None
+
+# %% [markdown]
+# PassionSR less every other method, at equal cost.
+
+# %%
+gaps_of(equal).round(2) if have_equal else None
+
+# %% [markdown]
 # ## What this showed
 # Calibration wins back most of what low bits cost; the paired interval says whether it did so on these pictures.
 

@@ -9,15 +9,15 @@ from .sweeping import asked, of_runs, shown, swept
 
 @command(
     "compare --seeds 3 --jobs 2 --csv ablation.csv", "compare --recipes W4A4,W4A8 --methods lbq,let",
-    "compare --methods lbq,passionsr --tuned tuning.csv --cost 100 --csv equal.csv",
+    "compare --methods lbq,passionsr --tuned tuning.csv --cost passionsr --csv equal.csv",
 )  # fmt: skip
 @of_runs
 @TUNED
 @click.option(
-    "--cost", type=click.FloatRange(0, min_open=True),
-    help="as many pairs as make every method that trains cost about so many CPU seconds, by what those of --tuned cost;"
-    " without it by a first run",
-)  # fmt: skip
+    "--cost",
+    help="as many pairs as make every method that trains cost so many CPU seconds, or as many as the method of this name"
+    " does; by the runs of --tuned, else by first ones",
+)
 @click.option("--csv", type=FILE, help="also write the table there, and beside it NAME_runs and NAME_differences")
 def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
     """A stopped comparison goes on where it was."""
@@ -25,13 +25,13 @@ def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
 
     from ..evaluation.sweep import differences, grid, summary
     from ..evaluation.tables import read_table, write_csv
-    from ..evaluation.tuning import at_cost, with_chosen
+    from ..evaluation.tuning import at_cost, cost_of, with_chosen
 
     work = grid(recipe=recipes, method=methods, **asked(**runs))
     work = with_chosen(work, *tuned) if tuned else work
     if cost:
         known = pd.concat(map(read_table, tuned)) if tuned else swept(work, store, jobs)
-        work = at_cost(work, known, cost)
+        work = at_cost(work, known, cost_of(cost, known))
     frame = swept(work, store, jobs)
     table = summary(frame)
     if csv:

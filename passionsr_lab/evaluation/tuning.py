@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -103,6 +104,22 @@ def with_chosen(configurations, *files: str | Path):
     """The configurations with the `rates` of tables that `tune` wrote; `ValueError` as for `Rates`."""
     rates = Rates(*files)
     return configurations.assign(rates=[rates.of(row.model, row.method) for row in configurations.itertuples()])
+
+
+def cost_of(text: str, frame) -> float:
+    """CPU seconds of a calibration: a number, or a method, of which it is the mean over its results in a frame.
+
+    Raises:
+        ValueError: neither a number above 0 nor a method that the frame has.
+    """
+    if text in set(frame.method):
+        return float(frame.cpu_seconds[frame.method == text].mean())
+    try:
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    except ValueError:
+        pass
+    raise ValueError(f"A cost is CPU seconds or one of {', '.join(frame.method.unique())}, not {text!r}.")
 
 
 def at_cost(configurations, frame, cpu_seconds: float):

@@ -6,7 +6,7 @@ import pytest
 
 from passionsr_lab.evaluation.sweep import DEFAULTS, grid, run, sweep
 from passionsr_lab.evaluation.tables import write_csv
-from passionsr_lab.evaluation.tuning import at_cost, chosen, tuned, tuning_grid, with_chosen
+from passionsr_lab.evaluation.tuning import at_cost, chosen, cost_of, tuned, tuning_grid, with_chosen
 
 BEST = {"lbq": 3.0, "passionsr": 0.3}
 
@@ -76,6 +76,10 @@ def test_equal_costs_are_as_many_pairs_as_a_method_can_have_for_them():
     frame = sweep(
         work, work=lambda c, store=None: c | {"method": c["method"].name, "cpu_seconds": seconds[c["method"].name]}
     )
+    assert cost_of("80", frame) == 80 and cost_of("lbq", frame) == 20
+    for text in ("svdquant", "0", "nan", "-3", ""):
+        with pytest.raises(ValueError, match="A cost is CPU seconds or one of maxmin, lbq, passionsr, not"):
+            cost_of(text, frame)
     told = at_cost(work, frame, 80.0)
     assert told.groupby("method").pairs.unique().map(list).to_dict() == {"lbq": [64], "maxmin": [16], "passionsr": [4]}
     assert told.drop(columns="pairs").equals(work.drop(columns="pairs"))
