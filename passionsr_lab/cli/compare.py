@@ -1,5 +1,7 @@
 """`compare`: the ablation."""
 
+import math
+
 import click
 
 from .common import Told, command
@@ -15,8 +17,8 @@ from .sweeping import asked, of_runs, shown, swept
 @TUNED
 @click.option(
     "--cost",
-    help="as many pairs as make every method that trains cost so many CPU seconds, or as many as the method of this name"
-    " does; by the runs of --tuned, else by first ones",
+    help="as many pairs as make every method that trains cost so many CPU seconds, or what a method of this name does;"
+    " by the runs of --tuned, else by first ones",
 )
 @click.option("--csv", type=FILE, help="also write the table there, and beside it NAME_runs and NAME_differences")
 def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
@@ -30,7 +32,9 @@ def compare(recipes, methods, tuned, cost, store, jobs, csv, **runs) -> Told:
     work = grid(recipe=recipes, method=methods, **asked(**runs))
     work = with_chosen(work, *tuned) if tuned else work
     if cost:
-        known = pd.concat(map(read_table, tuned)) if tuned else swept(work, store, jobs)
+        known = pd.concat(map(read_table, tuned)) if tuned else work.assign(cpu_seconds=math.nan)
+        cost_of(cost, known)  # refuses before anything runs
+        known = known if tuned else swept(work, store, jobs)
         work = at_cost(work, known, cost_of(cost, known))
     frame = swept(work, store, jobs)
     table = summary(frame)
