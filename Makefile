@@ -38,6 +38,7 @@ lint: $(READY)
 # Tests and notebooks run in two processes of one thread each; those of the integer engines, which bring native libraries
 # of their own, apart from all others.
 ENGINES := tests/deployment tests/cli/test_deploy.py
+unit: export OMP_WAIT_POLICY = passive
 unit: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(ENGINES))
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ENGINES)
