@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def allocated_peak(run: Callable[[], object]) -> int:
         >>> allocated_peak(lambda: torch.ones(256).exp().sum())
         2048
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell on stderr when it begins and ends
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         run()
     with TemporaryDirectory() as folder:
