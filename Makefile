@@ -6,7 +6,7 @@
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make methods   every method tuned alike, three seeds, from 64 and from 256 crops, and at equal cost:
-#                figures/methods*.csv (about four hours)
+#                figures/methods*.csv (several hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)

@@ -315,10 +315,10 @@ def weight_values(weight, scale, shift, zero, first, last, trim, levels, integer
 @kernel
 def weight_again(weight, scale, first, last, levels, integer, out, ends):
     """Q(W~) in these channels once more, between the bounds that `weight_values` found."""
-    by = spread(scale[first:last], weight.shape[1] // scale.size)
-    start, stop = first * (weight.shape[1] // scale.size), last * (weight.shape[1] // scale.size)
+    taps = weight.shape[1] // scale.size
+    by = spread(scale[first:last], taps)
     for n in range(len(weight)):
-        row, done = weight[n, start:stop], out[n, start:stop]
+        row, done = weight[n, first * taps : last * taps], out[n, first * taps : last * taps]
         step, base = grid(ends[0, n], ends[1, n], levels, integer)
         for c in range(len(row)):
             done[c] = np.rint(clamped((row[c] * by[c] - base) / step, levels)) * step + base

@@ -15,6 +15,7 @@ from passionsr_lab.analysis.layers import layer_table
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import iqa
 from passionsr_lab.evaluation.sweep import DEFAULTS
+from passionsr_lab.evaluation.tuning import SERIES
 from passionsr_lab.imaging.pictures import read_image
 from passionsr_lab.imaging.tiling import Tiling
 
@@ -169,9 +170,12 @@ def test_rates_are_chosen_on_tuning_pictures_and_compared_on_others(told, cli, m
         monkeypatch.setitem(DEFAULTS, name, value)
     shared = ("--model", model, "--recipes", "W4A4", "--epochs", 1, "--pairs", 1, "--cache", tmp_path / "c")
     code, result, _ = told("tune", *shared, "--methods", "maxmin,lbq", "--csv", tmp_path / "tuning.csv")
-    assert code == 0 and [row["rates"] for row in result["runs"]][:4] == [0.3, 1.0, 3.0, 10.0]
+    tried = [row["rates"] for row in result["runs"]]
+    assert code == 0 and tried[:4] == [0.3, 1.0, 3.0, 10.0] and len(tried) == len({*tried})
     assert {(row["method"], row["tests"]) for row in result["runs"]} == {("lbq", "tuning")}
     best = max(result["runs"], key=lambda row: row["psnr_fp"])
+    at = SERIES.index(best["rates"])
+    assert {*SERIES[max(at - 1, 0) : at + 2]} <= {*tried}, "what lies beside the best was tried"
     compared = ("compare", *shared, "--tuned", tmp_path / "tuning.csv", "--methods")
     rows = told(*compared, "maxmin,lbq")[1]["runs"]
     assert [(row["rates"], row["tests"]) for row in rows] == [(1.0, "test"), (best["rates"], "test")] and best["chosen"]
