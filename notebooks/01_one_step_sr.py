@@ -161,9 +161,9 @@ print(f"error in z_L through UNet and Eq. 9: x {answered:.2f}")
 # ## The same model at other timesteps
 #
 # QArtSR asks which timestep quantizes best, and retrains the one-step model there before it quantizes anything. The
-# embedded model has adapters for three more: a LoRA of the UNet and its last layers anew, merged on loading, trained for
-# 100 steps (`python -m passionsr_lab train --timestep 249`). In full precision the others lose a few tenths of a dB;
-# what quantization makes of them is the question of `13_four_bits`.
+# embedded model has adapters for three more: a LoRA of the time embedding and the last layers anew, fitted by least
+# squares, merged on loading (`python -m passionsr_lab train --timestep 249`). In full precision the others lose a few
+# hundredths of a dB; what quantization makes of them is the question of `13_four_bits`.
 
 # %%
 variants = {f"t = {full.timestep}": pruned} | {f"t = {t}": lab.load(f"{MODEL}@{t}").to(DEVICE) for t in VARIANTS}

@@ -65,7 +65,5 @@ def _adapt(images, out, seed: int, start: str, timestep: int) -> Told:
     from ..tools.adapt import Adapting
 
     work = Adapting(images, timestep, seed, start)
-    for _ in progress(work.run(), work.phase.steps, "steps"):
-        pass
     file = work.save(adapter_file(out, timestep))
     return Told({"timestep": timestep, "seed": seed, "out": str(file)} | work.validate())

@@ -248,9 +248,9 @@ class Crops:
         self.train, self.test = self.images[held_out:], self.images[:held_out]
         self.degrade = Degradation()
 
-    def batch(self, phase: Phase, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(B, 3, crop/4, crop/4) LR and (B, 3, crop, crop) HR in [0, 1]."""
-        pairs = [self._pair(self.train[rng.integers(len(self.train))], phase.crop, rng) for _ in range(phase.batch)]
+    def batch(self, size: int, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(count, 3, size/4, size/4) LR and (count, 3, size, size) HR in [0, 1]."""
+        pairs = [self._pair(self.train[rng.integers(len(self.train))], size, rng) for _ in range(count)]
         return torch.stack([p[0] for p in pairs]), torch.stack([p[1] for p in pairs])
 
     def _pair(self, image: Tensor, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -343,7 +343,7 @@ class Training:
         rates = phase.lr_vae, phase.lr_unet, CONDITION_RATE * phase.lr_unet
         for group, rate in zip(self.optimizer.param_groups, rates):
             group["lr"] = rate * decay * warm
-        lr, hr = self.crops.batch(phase, self.rng)
+        lr, hr = self.crops.batch(phase.crop, phase.batch, self.rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
             loss = self._loss(lr, hr, phase)
         self.optimizer.zero_grad()

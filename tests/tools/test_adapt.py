@@ -1,17 +1,18 @@
-"""Variants at other timesteps: where their training begins, what is written, and what loading refuses."""
+"""Variants at other timesteps: what their adapters are made of, what is written, and what loading refuses."""
 
 import shutil
-from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from passionsr_lab.pipeline.folder import load_pipeline
 from passionsr_lab.pipeline.identity import fingerprint
-from passionsr_lab.tools.adapt import PHASE, Adapting
+from passionsr_lab.tools.adapt import OUT, TIME, WHOLE, Adapting
 from passionsr_lab.tools.train import new_model
+from passionsr_lab.util.hooks import hooks
 
-SHORT = replace(PHASE, steps=2, horizon=2, crop=48, batch=2)
+SMALL = (32, 4), (48, 2)
 
 
 @pytest.fixture(scope="module")
@@ -20,45 +21,58 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def begun(folder, photographs):
-    return Adapting(photographs, 249, 0, str(folder), SHORT)
+def made(folder, photographs):
+    return Adapting(photographs, 249, 0, str(folder), SMALL)
 
 
 @pytest.fixture(scope="module")
-def adapted(begun, folder):
-    list(begun.run())
-    begun.save(folder / "timesteps" / "249.safetensors")
+def adapted(made, folder):
+    made.save(folder / "timesteps" / "249.safetensors")
     return folder
 
 
-@torch.no_grad()
-def test_a_variant_begins_with_the_features_of_the_old_timestep_and_near_its_latent(folder, photographs):
-    begun = Adapting(photographs, 249, 0, str(folder), SHORT)
-    z = begun.pipe.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
-    features = begun._entering(z)
-    begun.timestep, begun.tensors = 999, {n: t * ("_B." not in n) for n, t in begun.tensors.items()}  # no adapters
-    torch.testing.assert_close(features, begun._entering(z), rtol=1e-4, atol=1e-4)
-    variant = Adapting(photographs, 249, 0, str(folder), SHORT).merged()
-    old, new = begun.base.denoise(z), variant.denoise(z)
-    assert (new - old).std() < 0.2 * old.std()
-
-
-def test_training_changes_adapters_only_and_the_seed_decides(adapted, begun, photographs):
-    again, other = (Adapting(photographs, 249, seed, str(adapted), SHORT) for seed in (0, 1))
-    for work in (again, other):
-        list(work.run())
-    assert all(torch.equal(again.tensors[name], t) for name, t in begun.tensors.items())
-    assert not all(torch.equal(other.tensors[name], t) for name, t in begun.tensors.items())
-    assert fingerprint(begun.base) == fingerprint(load_pipeline(adapted))
+def latents(work, size):
+    """z_L of crops that it was not fitted on."""
+    return work.base.encode(work.base.prepare(work.photographs.batch(size, 4, np.random.default_rng(7))[0]))
 
 
 @torch.no_grad()
-def test_what_is_written_is_merged_on_loading_and_is_another_model(adapted, begun):
+def test_a_variant_has_the_features_of_the_old_timestep_and_nearly_its_latent(made):
+    z = latents(made, 64)
+    seen = []  # what leaves the block before the one that is made anew
+    with hooks() as add:
+        for pipe in (made.pipe, made.base):
+            add(pipe.unet.up_blocks[2].resnets[0].register_forward_hook, lambda *call: seen.append(call[2]))
+        after, before = made.pipe.denoise(z), made.base.denoise(z)
+    torch.testing.assert_close(*seen, rtol=1e-4, atol=1e-4)
+    assert (after - before).std() < 0.1 * before.std()
+
+
+@torch.no_grad()
+def test_crops_of_every_size_are_fitted(folder, photographs, made):
+    small = Adapting(photographs, 249, 0, str(folder), SMALL[:1])
+    z = latents(made, 48)
+    errors = [(work.pipe.denoise(z) - work.base.denoise(z)).square().mean() for work in (made, small)]
+    assert errors[0] < errors[1]
+
+
+def test_only_the_adapted_layers_change_and_the_seed_decides(adapted, made, photographs):
+    again, other = (Adapting(photographs, 249, seed, str(adapted), SMALL) for seed in (0, 1))
+    weights = dict(made.pipe.unet.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in again.pipe.unet.named_parameters())
+    assert not torch.equal(other.pipe.unet.conv_out.weight, made.pipe.unet.conv_out.weight)
+    changed = {n.rpartition(".")[0] for n, p in made.base.unet.named_parameters() if not torch.equal(p, weights[n])}
+    assert {TIME, OUT} < changed <= {TIME, *WHOLE}
+    assert fingerprint(made.base) == fingerprint(load_pipeline(adapted))
+
+
+@torch.no_grad()
+def test_what_is_written_is_merged_on_loading_and_is_another_model(adapted, made):
     variant, plain = load_pipeline(f"{adapted}@249"), load_pipeline(adapted)
     assert (variant.timestep, variant.name, plain.timestep) == (249, "model@249", 999)
     assert fingerprint(variant) != fingerprint(plain) == fingerprint(load_pipeline(f"{adapted}@999"))
     z = 0.3 * torch.randn(1, 8, 12, 12)
-    torch.testing.assert_close(variant.denoise(z), begun.merged().denoise(z), rtol=0, atol=0.05)  # float16
+    torch.testing.assert_close(variant.denoise(z), made.pipe.denoise(z), rtol=0, atol=0.05)  # float16
     again = load_pipeline(variant.save(adapted.parent / "saved"))
     assert torch.equal(again.denoise(z), variant.denoise(z)) and fingerprint(again) == fingerprint(variant)
 
