@@ -11,6 +11,7 @@
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
+# make timesteps two methods at four timesteps, three seeds: figures/timesteps.csv (about ten minutes)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +25,7 @@ export PASSIONSR_STORE = $(CURDIR)/build/store
 MODULES = $(subst /,.,$(basename $(filter-out %__init__.py,$(wildcard passionsr_lab/*/*.py))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks methods stability table2 lowbits mixed slow browser docs wheel clean
+.PHONY: figures test lab lint unit notebooks methods stability table2 lowbits timesteps mixed slow browser docs wheel clean
 
 figures: $(READY)
 	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P 2 $(BIN)/python -m passionsr_lab.tools.notebooks refresh
@@ -96,6 +97,10 @@ lowbits: $(READY)
 	    --csv figures/low_bits.csv
 	$(BIN)/python -m passionsr_lab compare --recipes W4A4 --methods passionsr,efficientdm --epochs 16 --seeds 3 --jobs 2 \
 	    --csv figures/low_bits_long.csv
+
+timesteps: $(READY)
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --model tiny,tiny@499,tiny@249,tiny@1 --methods let,passionsr \
+	    --seeds 3 --jobs 2 --csv figures/timesteps.csv
 
 MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
 mixed: $(READY)

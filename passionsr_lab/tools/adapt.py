@@ -28,11 +28,9 @@ from .train import LATENT_STD, Crops
 
 CROPS = (64, 8), (128, 4), (256, 1)  # HR pixels, and how many are one batch
 TIME = "time_embedding.linear_1"
-OUT = "conv_out"
-LAST = "up_blocks.2.resnets.1"  # the block before it
+OUT, NORM = "conv_out", "conv_norm_out"
 ABOVE = 8.0  # standard deviations of z above zero, where it passes SiLU
 RIDGE = 1e-3  # of least squares, in mean squares of what is multiplied: less quantizes worse, more restores worse
-WHOLE = (OUT, "conv_norm_out", f"{LAST}.conv2", f"{LAST}.conv_shortcut")  # replaced instead of adapted
 
 
 class Adapting:
@@ -44,11 +42,16 @@ class Adapting:
         seed: of crops and degradation.
         start: the model to adapt.
         crops: HR pixels and number of the crops of each batch, in turn.
+
+    Raises:
+        ValueError: the UNet has no room for the latent in its last block, or attention behind it.
     """
 
     def __init__(self, images: str | Path, timestep: int, seed: int = 0, start: str = "tiny", crops=CROPS):
         self.base, self.pipe = load_pipeline(start), load_pipeline(start)  # what it was, and the variant
         self.pipe.timestep = timestep
+        self.last = _last_block(self.pipe.unet)
+        self.whole = OUT, NORM, f"{self.last}.conv2", f"{self.last}.conv_shortcut"  # replaced instead of adapted
         self.photographs = Crops(images, seed)
         rng, turns = np.random.default_rng(seed), itertools.cycle(crops)
         self.batches = (self.photographs.batch(*turn, rng)[0] for turn in turns)
@@ -58,7 +61,7 @@ class Adapting:
 
     def save(self, file: Path) -> Path:
         """Writes the adapter."""
-        layers = {layer: self.pipe.unet.get_submodule(layer) for layer in WHOLE}
+        layers = {layer: self.pipe.unet.get_submodule(layer) for layer in self.whole}
         whole = {f"{name}.base_layer.{kind}": p for name, m in layers.items() for kind, p in m.named_parameters()}
         return write_adapter(file, self.base, self.lora | whole)
 
@@ -99,7 +102,7 @@ class Adapting:
         Two constants pin its scale; far above zero SiLU changes nothing.
         """
         unet, norm = self.pipe.unet, self.pipe.unet.conv_norm_out
-        block = unet.get_submodule(LAST)
+        block = unet.get_submodule(self.last)
         latents, size = unet.config.in_channels, norm.num_channels // norm.num_groups
         each = min(size - 3, latents)
         if each < 1 or math.ceil(latents / each) > norm.num_groups:
@@ -165,6 +168,14 @@ class Adapting:
             add(self.pipe.unet.conv_out.register_forward_pre_hook, lambda module, given: kept.append(given[0]))
             self.pipe.noise(z)
         return kept[0]
+
+
+def _last_block(unet) -> str:
+    """The name of the ResNet block before conv_norm_out."""
+    number, block = len(unet.up_blocks) - 1, unet.up_blocks[-1]
+    if getattr(block, "attentions", None):
+        raise ValueError("This UNet ends in attention, behind which its last ResNet block cannot carry the latent.")
+    return f"up_blocks.{number}.resnets.{len(block.resnets) - 1}"
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from passionsr_lab.pipeline.folder import load_pipeline
 from passionsr_lab.pipeline.identity import fingerprint
-from passionsr_lab.tools.adapt import OUT, TIME, WHOLE, Adapting
+from passionsr_lab.tools.adapt import OUT, TIME, Adapting
 from passionsr_lab.tools.train import new_model
 from passionsr_lab.util.hooks import hooks
 
@@ -62,7 +62,7 @@ def test_only_the_adapted_layers_change_and_the_seed_decides(adapted, made, phot
     assert all(torch.equal(p, weights[name]) for name, p in again.pipe.unet.named_parameters())
     assert not torch.equal(other.pipe.unet.conv_out.weight, made.pipe.unet.conv_out.weight)
     changed = {n.rpartition(".")[0] for n, p in made.base.unet.named_parameters() if not torch.equal(p, weights[n])}
-    assert {TIME, OUT} < changed <= {TIME, *WHOLE}
+    assert {TIME, OUT} < changed <= {TIME, *made.whole}
     assert fingerprint(made.base) == fingerprint(load_pipeline(adapted))
 
 
@@ -75,6 +75,16 @@ def test_what_is_written_is_merged_on_loading_and_is_another_model(adapted, made
     torch.testing.assert_close(variant.denoise(z), made.pipe.denoise(z), rtol=0, atol=0.05)  # float16
     again = load_pipeline(variant.save(adapted.parent / "saved"))
     assert torch.equal(again.denoise(z), variant.denoise(z)) and fingerprint(again) == fingerprint(variant)
+
+
+@torch.no_grad()
+def test_a_model_of_other_depth_is_adapted_and_one_that_ends_in_attention_refused(make_pipe, photographs, tmp_path):
+    deep, cross = make_pipe(unet=(16, 24, 32, 32)).save(tmp_path / "deep"), make_pipe(cross=True).save(tmp_path / "c")
+    work = Adapting(photographs, 249, 0, str(deep), SMALL)
+    z = latents(work, 48)
+    assert (work.pipe.denoise(z) - work.base.denoise(z)).std() < 0.5 * work.base.denoise(z).std()
+    with pytest.raises(ValueError, match="ends in attention"):
+        Adapting(photographs, 249, 0, str(cross), SMALL)
 
 
 @pytest.mark.parametrize(
