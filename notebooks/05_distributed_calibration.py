@@ -272,9 +272,8 @@ if runs is not None:
 stable
 
 # %% [markdown]
-# At t = 249 most of what differs between LET's starts is constant: what quantization adds to a layer's output is not 0 in
-# the mean, how much it is depends on where nearly constant values fall between two points of a grid, and the one step
-# amplifies it.
+# Some of what differs between LET's starts is constant: what quantization adds to a layer's output is not 0 in the mean,
+# how much it is depends on where nearly constant values fall between two points of a grid, and the one step amplifies it.
 # `let+bias` measures it on 16 of the pairs and takes it off the biases, which costs little and trains nothing. From 64
 # crops, and what it gains at equal seeds, with half of the 95 % interval:
 

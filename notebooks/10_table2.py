@@ -119,8 +119,8 @@ gain.drop(columns="note").round(3)
 # %% [markdown]
 # ## Every method, tuned alike
 # The table above is one seed, and each method as it comes. `make methods` gives all of them the same effort: learning rates
-# of every method that trains are 0.3, 1, 3 or 10 times its own, whichever is best on tuning pictures in the mean over the
-# three widths; then three seeds, from 64 crops (Q-Diffusion, whose blocks take long, from 16 that it sees four times), on
+# of every method that trains are 0.3, 1, 3 or 10 times its own, and on past either end while the best is there, whichever
+# is best on tuning pictures in the mean over the three widths; then three seeds, from 64 crops (Q-Diffusion, whose blocks take long, from 16 that it sees four times), on
 # test pictures. *Published* rows and the official procedure have the rates and starts of papers and code, untuned, at
 # W6A6. Below: PSNR to full precision on the tuning pictures in the mean over the widths, the factor that was chosen, and
 # what all runs of the choice cost together.
@@ -209,7 +209,7 @@ gain.round(2) if have and longer is not None else None
 gaps_of(longer).round(2) if have and longer is not None else None
 
 # %% [markdown]
-# And against cost, at W6A6: every run. (The CPU seconds of the table before are another processor's.)
+# And against cost, at W6A6: every run.
 
 # %%
 if longer is not None:
