@@ -79,7 +79,7 @@ stability: $(READY) build/narrow
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
 	$(STABLE)_bias.csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias --seeds 5
-	for pairs in 64 128 256; do \
+	for pairs in 64 128 256 512; do \
 	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant.  REALSR is the folder of RealSR's test pairs; centre

@@ -42,7 +42,7 @@ EPOCHS, BATCH, SEED = 4, 4, 0  # joint calibration makes as many updates of modu
 TESTS, TEST_SIZE = 4, 128
 EVERY = 6  # steps between two measurements
 COMMITTED = "stability"  # figures/stability_runs.csv has every run, stability_64_runs.csv those of both calibrations
-BUDGETS = (64, 128, 256)  # from 64 pairs, and so on
+BUDGETS = (64, 128, 256, 512)  # from 64 pairs, and so on
 FIGURES = figures_folder()
 
 # %%
