@@ -24,13 +24,13 @@ SAVE_EVERY = 180  # seconds between two states that a run keeps
 @click.option("--part", default=1.0, type=click.FloatRange(0, 1, min_open=True), help="of every phase's steps")
 @click.option("--shape", default="tiny", help="of a new model: tiny, or narrow, which has fewer channels and latents")
 @click.option("--new-prompt", is_flag=True, help="begin the prompt branch of --start anew")
-@click.option(
-    "--timestep", type=COUNT, help="an adapter of --start for this timestep instead, in OUT/timesteps; begins anew"
-)
+@click.option("--timestep", type=COUNT, help="an adapter of --start for this timestep instead, in OUT/timesteps")
 @click.option("--minutes", type=click.FloatRange(0), help="stop after this long, to go on later")
 def train(images, out, seed, start, skip, part, shape, new_prompt, timestep, minutes) -> Told:
     """The state is saved every three minutes."""
     if timestep is not None:
+        if (skip, part, shape, new_prompt, minutes) != (0, 1.0, "tiny", False, None):
+            raise click.UsageError("--timestep fits an adapter in one go; of the others only --start and --seed apply.")
         return _adapt(images, out, seed, start or "tiny", timestep)
     from ..tools.train import PHASES, SHAPES, Training
     from ..util.files import claimed

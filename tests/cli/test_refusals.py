@@ -61,6 +61,9 @@ WRONG = {  # arguments, what is told
     "other references": (("measure", "-i", PHOTOS, "-r", "HERE/damaged"), "must hold the same names"),
     "no data set": (("table2", "--out", "HERE/out", "--datasets", "RealSR=HERE"), "There is no RealSR"),
     "no threads": (("compare", *NOWHERE, "--threads", "1,0"), "Whole numbers from 1 on are expected"),
+    "an adapter in part": (
+        ("train", "--images", PHOTOS, "--out", "HERE/out", "--timestep", "249", "--part", "0.5"), "only --start"
+    ),
     "another shape": (("train", "--images", PHOTOS, "--out", "HERE/out", "--shape", "wide"), "one of tiny, narrow"),
     "no work": (("doctor", "everything"), "choose from"),
 }  # fmt: skip
