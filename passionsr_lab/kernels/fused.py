@@ -23,6 +23,7 @@ from . import compiled
 
 ZERO_POINTS = ("integer", "real")
 SCRATCH = 2**22  # numbers in the largest buffer that is used again; fresh memory costs more than a pass over it
+VIEWS = 256  # of a buffer, that are held to be asked for again
 _scratch = threading.local()
 
 
@@ -270,17 +271,26 @@ def no_autocast(t: Tensor):
 def buffer(slot: int, like: Tensor) -> Tensor | None:
     """A buffer of this thread's that lies in memory as a tensor does, whose content the next call with the slot may
     overwrite; None off the CPU, whose allocators keep memory, and for large tensors."""
-    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
     if not like.is_cpu or like.numel() > SCRATCH:
         return None
-    held = _scratch.__dict__.get((slot, dtype))
-    if held is None or held.numel() < like.numel():
-        with torch.inference_mode(False):
-            held = _scratch.__dict__[slot, dtype] = torch.empty(like.numel(), dtype=dtype)
-    if compiled.tiles_of(like):
-        n, channels, height, width = like.shape
-        return held[: like.numel()].view(n, height, width, channels).permute(0, 3, 1, 2)
-    return held[: like.numel()].view(like.shape)
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    lies = like.shape, compiled.tiles_of(like) > 0
+    held, views = _scratch.__dict__.get((slot, dtype), (None, {}))
+    if lies not in views:
+        with torch.inference_mode(False), torch.no_grad():
+            if held is None or held.numel() < like.numel() or len(views) == VIEWS:
+                held, views = torch.empty(max(like.numel(), 0 if held is None else held.numel()), dtype=dtype), {}
+                _scratch.__dict__[slot, dtype] = held, views
+            views[lies] = _lying(held[: like.numel()], *lies)
+    return views[lies]
+
+
+def _lying(flat: Tensor, shape: torch.Size, last: bool) -> Tensor:
+    """Of this shape, with its channels last in memory or not."""
+    if not last:
+        return flat.view(shape)
+    n, channels, height, width = shape
+    return flat.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _copy(t: Tensor, slot: int) -> Tensor:

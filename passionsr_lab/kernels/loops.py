@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import intrinsic
 
 ZERO, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
+FREE = "nnan", "nsz"  # no nan, and either zero
 SMALL, THOUSANDTH = np.float32(1e-8), np.float32(1e-3)
 
 kernel = njit(nogil=True, cache=True, error_model="numpy")  # which does not look for a zero before it divides
@@ -23,14 +25,18 @@ def plus(a, b):  # of a sum whose order is free, so that it is done many at a ti
     return a + b
 
 
-@njit(nogil=True, fastmath={"reassoc", "nnan", "nsz"})
-def lesser(a, b):
-    return a if a < b else b
+def _chosen(sign):  # with flags on the choice itself, without which no loop of them is done many at a time
+    @intrinsic
+    def choose(typing, a, b):
+        def made(context, builder, signature, given):
+            return builder.select(builder.fcmp_ordered(sign, *given, flags=FREE), *given, flags=FREE)
+
+        return a(a, a), made
+
+    return choose
 
 
-@njit(nogil=True, fastmath={"reassoc", "nnan", "nsz"})
-def greater(a, b):
-    return a if a > b else b
+lesser, greater = _chosen("<"), _chosen(">")
 
 
 @inner
@@ -331,6 +337,7 @@ def weight_gradients(
     taps, over_all = weight.shape[1] // scale.size, levels + HALF
     by, pad = spread(scale[first:last], taps), spread(zero[first:last], taps)
     times, moves = np.zeros(len(by), weight.dtype), np.zeros(len(by), weight.dtype)
+    last_at = np.int32(len(by) - 1)
     for n in range(len(weight)):
         row, of_row = weight[n, first * taps : last * taps], grad[n, first * taps : last * taps]
         lower, upper, low, high = ends[0, n], ends[1, n], ends[2, n], ends[3, n]
@@ -351,10 +358,10 @@ def weight_gradients(
             of_lower, of_upper, low, high, trim[0, n], trim[1, n], flags[n]
         )
         for end, g in ((low, of_low), (high, of_high)):
-            c = 0
-            while c < len(row) - 1 and row[c] * by[c] != end:
-                c += 1
-            times[c] += g * row[c]
+            first_at = last_at
+            for c in range(len(row)):
+                first_at = min(first_at, np.int32(c) if row[c] * by[c] == end else last_at)
+            times[first_at] += g * row[first_at]
     for c in range(len(times)):
         of_scaling[0, first + c // taps] += times[c]
         of_scaling[1, first + c // taps] += moves[c]

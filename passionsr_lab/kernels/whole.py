@@ -26,7 +26,7 @@ from .parts import Half, Parts
 class Plan(NamedTuple):
     """What does not change while a layer is trained.
 
-    weight, bias: in float, or quantized and whole if `kept`.
+    weight, bias: in float; frozen: whether the weight is quantized as ever, with nothing of it trained.
     reach, low, high: (C,) of the activation, `reach` None without a transform.
     padded: whether zeros pad x; sizes: the channels of the halves; conv: None is a linear layer.
     act, of_weight: the quantizers' settings.
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
     weight: Tensor
     bias: Tensor | None
-    kept: bool
+    frozen: bool
     reach: Tensor | None
     low: Tensor
     high: Tensor
@@ -65,12 +65,11 @@ class QuantizedLayer(torch.autograd.Function):
     def backward(ctx, grad):
         (x, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
-            seen, weight = (None, plan.weight) if plan.kept else (work.quantized(x), work.weight_again())
-            needed = work.bordered or not (plan.kept or plan.reach is None)
-            inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.kept, needed))
+            seen, weight = None if plan.frozen else work.quantized(x), work.weight_again()
+            needed = work.bordered or not (plan.frozen or plan.reach is None)
+            inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.frozen, needed))
             of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
-            if not plan.kept:
-                of_trims += work.of_weight(of_weight, of_bias, of_scaling)
+            of_trims += [None] * len(of_trims) if plan.frozen else work.of_weight(of_weight, of_bias, of_scaling)
         of_logs = None, None
         if plan.reach is not None:
             of_scaling[0] *= work.scale
@@ -116,7 +115,7 @@ class Work(Parts):
             for ends, trim in zip(pairwise(starts), pairs[count:])
         ]
         self.rows = array(plan.weight).reshape(rows, -1)
-        self.over_taps = plan.weight.flatten(2).sum(2) if plan.kept and self.bordered else None
+        self.flat = torch.from_numpy(self.rows).view(plan.weight.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         return QuantizedLayer.apply(x, self.log_scale, self.offset, self, *self.trims)
@@ -139,11 +138,6 @@ class Work(Parts):
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The quantized weight, and the bias with what shift and padding leave to it."""
         plan, weight = self.plan, self.plan.weight
-        if plan.kept:
-            if not self.bordered:
-                return weight, plan.bias
-            more = self.over_taps @ torch.from_numpy(self.zero)
-            return weight, more if plan.bias is None else plan.bias + more
         out = self._room()
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
         done, of_bias = array(out).reshape(self.rows.shape), array(bias)
@@ -166,9 +160,8 @@ class Work(Parts):
 
     def _room(self) -> Tensor:
         """Memory for the quantized weight that the next call may overwrite."""
-        flat = torch.from_numpy(self.rows)
-        room = buffer(1, flat)
-        return (torch.empty_like(flat) if room is None else room).view(self.plan.weight.shape)
+        room = buffer(1, self.flat)
+        return torch.empty_like(self.flat) if room is None else room
 
     def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
         """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""

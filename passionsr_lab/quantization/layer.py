@@ -191,8 +191,7 @@ class QuantLayer(Quantized):
         if not suits or any(slot is not None for slot in others):
             return None
         work, settings = self._work, (self.setting, *self.sizes)
-        same = work is not None and work.serves(self._modules.values(), (), settings)
-        if not same or (work.plan.kept and self._weight_and_bias()[0] is not work.plan.weight):
+        if work is None or not work.serves(self._modules.values(), (), settings):
             work = self._work = self._new_work(settings)
         return work
 
@@ -208,13 +207,12 @@ class QuantLayer(Quantized):
         ):  # fmt: skip
             return None
         trained = [*self.weight_quantizers.parameters(), *(() if let is None else let.parameters())]
-        kept = not any(p.requires_grad for p in trained)
-        weight, bias = self._weight_and_bias() if kept else (layer.weight, layer.bias)
+        frozen = not any(p.requires_grad for p in trained)
         grids = (Grid(bits, self.setting.zero_point) for bits in (self.setting.act_bits, self.setting.weight_bits))
         reach, *scaling = [None] * 3 if let is None else (let.reach, let.log_scale, let.offset)
         ends, sizes = self.range.require(self.name), tuple(self.sizes)
-        plan = Plan(weight, bias, kept, reach, *ends, self.padded, sizes, self._convolution, *grids)
-        return Work(plan, *scaling, [q.trim for q in quantizers[: len(sizes) if kept else None]], self, settings)
+        plan = Plan(layer.weight, layer.bias, frozen, reach, *ends, self.padded, sizes, self._convolution, *grids)
+        return Work(plan, *scaling, [q.trim for q in quantizers], self, settings)
 
     @property
     def _convolution(self) -> Convolution | None:
