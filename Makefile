@@ -36,13 +36,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Tests and notebooks run in two processes of one thread each; those of the integer engines, which bring native libraries
-# of their own, apart from all others.
-ENGINES := tests/deployment tests/cli/test_deploy.py
+# Tests and notebooks run in two processes of one thread each.
 unit: export OMP_WAIT_POLICY = passive
 unit: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(ENGINES))
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ENGINES)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	$(BIN)/python -m pytest -n 2 --doctest-modules passionsr_lab
 
 notebooks: $(READY)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..deployment.engines import ENGINES, OpenVINO
+from ..deployment.engines import ENGINES, OpenVINO, core
 from ..deployment.folder import NETWORKS, Part, read
 from ..deployment.pipeline import EMIT, LARGEST, deploy, ends, engine, load_deployed, save_onnx
 from ..fullsize.sd21 import sd21
@@ -38,7 +38,6 @@ from ..quantization.layer import QuantLayer
 from ..quantization.place import QuantizedSR, quantize
 from ..quantization.recipe import recipe as recipe_named
 from ..store.folder import load
-from ..util.extras import required
 from ..util.files import write_tensors
 from ..util.machine import threads
 from ..util.memory import Peak, available
@@ -271,7 +270,7 @@ def _routes(
     part, file = Part.of(emitted, emitted.graph.model(*ends(pipe, name))), folder / f"float_{name}.onnx"
     save_onnx(part, file)
     ways: dict[str, Callable[[], Run]] = {"openvino": lambda: ENGINES["openvino"](str(file))}
-    if "BF16" in required("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         ways[HALF] = lambda: OpenVINO(str(file), "bf16")
     ways["torch channels-last"] = lambda: _channels_last(name, pipe)
     ways["onnxruntime"] = lambda: ENGINES["onnxruntime"](str(file))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
+from functools import cache
 from threading import Lock
 
 import numpy as np
@@ -14,6 +15,16 @@ from torch import Tensor
 from ..util.extras import required
 
 KEPT = 4  # compiled shapes of one network
+
+
+@cache
+def core():
+    """OpenVINO's core, one for the whole process and as long as it lives.
+
+    Its plugin gives the thread that asks first a stack for signals.  Of two cores, the one that ends last gives it back
+    that of the other, which is freed: the next signal, such as an interrupt of a notebook, then ends the process.
+    """
+    return required("openvino").Core()
 
 
 class OpenVINO:
@@ -31,7 +42,7 @@ class OpenVINO:
     keeps = False
 
     def __init__(self, source: bytes | str, precision: str = "f32"):
-        self.core = required("openvino").Core()
+        self.core = core()
         self.model, self.precision = self.core.read_model(source), precision
         self.compiled: OrderedDict = OrderedDict()  # by shape and threads, the last used one last
         self._lock = Lock()

@@ -202,6 +202,25 @@ assert not {{"diffusers", "transformers"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
+def test_an_interrupt_after_deployed_pipelines_are_gone_is_an_interrupt(deployed):
+    """Each network had a core of its own once, and the last one to go left a signal stack that was freed."""
+    code = f"""
+import gc, signal, torch
+import passionsr_lab as lab
+signal.signal(signal.SIGINT, signal.default_int_handler)
+pipe = lab.load_deployed({str(deployed()[0])!r}, "openvino")
+pipe(torch.rand(3, 16, 16))
+del pipe
+gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_a_deployed_pipeline_refuses_what_it_cannot_do(deployed):
     pipe = lab.load_deployed(deployed()[0], "onnxruntime")
     for work in (lambda: lab.quantize(pipe, "W6A6"), lambda: pipe.save("x")):
