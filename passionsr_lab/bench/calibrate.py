@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 EVENTS = {"start": "targets, inputs, first losses", "step": "steps", "end": "last losses, line search"}
 COMPILED = " compiled"  # of a kind's name
+PAIRS = 32  # of a whole calibration, 128 HR pixels each: what `passionsr_lab calibrate` has by default
 STAGES = {"let+lbq": ("transform", "bounds"), "lbq": ("bounds",), "activations": ("bounds",)}
 BASE = {"let+lbq": "float with weight gradients", "lbq": "float with weight gradients", "activations": "float"}
 OVER = BASE | {"forward": "float forward"}
@@ -304,11 +305,11 @@ def _report(name: str) -> dict:
 
 
 def _whole(options: Steps) -> dict:
-    """The default method at its standard budget."""
+    """The default method at the standard budget, that of `passionsr_lab calibrate`."""
     found = {"step": "whole", "cpu_seconds": {}, "share": {}}
     for name, passes in (("", False), (COMPILED, True)) if find_spec("numba") else (("", False),):
         q = quantize(tiny(), recipe_named(options.recipe))
-        work = Calibration(q, bundled("calibration", 16, options.crop), find(DEFAULT), compiled=passes)
+        work = Calibration(q, bundled("calibration", PAIRS), find(DEFAULT), compiled=passes)
         records = list(work.run())
         spent = {event: sum(r["cpu_seconds"] for r in records if r["event"] == event) for event in EVENTS}
         found["cpu_seconds"] |= {event + name: seconds for event, seconds in spent.items()}
