@@ -10,6 +10,7 @@
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
+# make table2_whole REALSR=FOLDER   the same at W6A6 on RealSR's whole pictures: figures/table2_whole*.csv
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
 # make timesteps PHOTOGRAPHS=FOLDER   two methods at four timesteps, three seeds: figures/timesteps*.csv (about ten minutes)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
@@ -25,7 +26,7 @@ export PASSIONSR_STORE = $(CURDIR)/build/store
 MODULES = $(subst /,.,$(basename $(filter-out %__init__.py,$(wildcard passionsr_lab/*/*.py))))
 NOTEBOOKS := $(sort $(wildcard notebooks/*.py))
 
-.PHONY: figures test lab lint unit notebooks methods stability table2 lowbits timesteps mixed slow browser docs wheel clean
+.PHONY: figures test lab lint unit notebooks methods stability table2 table2_whole lowbits timesteps mixed slow browser docs wheel clean
 
 figures: $(READY)
 	printf '%s\n' $(NOTEBOOKS) | xargs -n 1 -P 2 $(BIN)/python -m passionsr_lab.tools.notebooks refresh
@@ -80,15 +81,21 @@ stability: $(READY) build/narrow
 	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant; Q-Diffusion from the pairs that its rates were chosen
-# with.  REALSR is the folder of RealSR's test pairs; centre crops, since whole pictures take many times as long.
+# with.  REALSR is the folder of RealSR's test pairs: centre crops at three widths, or at W6A6 whole pictures.
 ROWS := FP,PassionSR-FP,maxmin,let,lsq,efficientdm,svdquant,lbq+let,passionsr
-TABLE2 = $(BIN)/python -m passionsr_lab table2 --size 64 --bits W8A8,W6A6,W4A4 --datasets bundled,RealSR=$(REALSR) \
-    --crop 128 --protocol offline --jobs 2
+TABLE2 = $(BIN)/python -m passionsr_lab table2 --size 64 --protocol offline --jobs 2
+CROPS = --bits W8A8,W6A6,W4A4 --datasets bundled,RealSR=$(REALSR) --crop 128
+WHOLE = --bits W6A6 --datasets RealSR=$(REALSR)
+define paper
+	$(TABLE2) $(2) $(PAIRS) --methods $(ROWS) --tuned figures/tuning.csv --out build/$(1)
+	$(TABLE2) $(2) --pairs 16 --methods q-diffusion --tuned figures/tuning_q_diffusion.csv --out build/$(1)_q
+	cd build; tail -n +3 $(1)_q/table2.csv | cat $(1)/table2.csv - > ../figures/$(1).csv
+	cd build; tail -n +2 $(1)_q/table2_means.csv | cat $(1)/table2_means.csv - > ../figures/$(1)_means.csv
+endef
 table2: $(READY)
-	$(TABLE2) $(PAIRS) --methods $(ROWS) --tuned figures/tuning.csv --out build/table2
-	$(TABLE2) --pairs 16 --methods q-diffusion --tuned figures/tuning_q_diffusion.csv --out build/table2_q
-	cd build; tail -n +3 table2_q/table2.csv | cat table2/table2.csv - > ../figures/table2.csv
-	cd build; tail -n +2 table2_q/table2_means.csv | cat table2/table2_means.csv - > ../figures/table2_means.csv
+	$(call paper,$@,$(CROPS))
+table2_whole: $(READY)
+	$(call paper,$@,$(WHOLE))
 
 LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
 lowbits: $(READY)

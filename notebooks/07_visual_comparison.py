@@ -32,7 +32,7 @@ METHODS = {"maxmin": "MaxMin", "lsq": "LSQ", "q-diffusion": "Q-Diffusion", "effi
 METHODS |= {"svdquant": "SVDQuant", "passionsr": "PassionSR"}
 TUNED = "tuning", "tuning_q_diffusion"  # figures/NAME.csv: learning rates of the embedded model
 PAIRS, SIZE = 16, 64  # calibration crops and their HR pixels
-FEWER = {"q-diffusion": 1}  # epochs of a method, instead of the others'; its blocks take long
+LONG = {"q-diffusion": 30}  # what takes much longer than the others' 10, for the progress bar
 EPOCHS, BATCH, SEED = 4, 4, 0
 TEST_SIZE = 256  # HR pixels of the test crops; the boxes belong to this size
 BOXES = {  # test picture: x, y, width, height
@@ -48,26 +48,24 @@ pd.Series(provenance(MODEL, SEED, ", ".join(RECIPES)) | {"device": DEVICE}, name
 # %% [markdown]
 # ## Naive: full precision and MaxMin. Methods: the paper's opponents, SVDQuant and PassionSR
 # All are calibrated on the same crops of other photographs, those that train with the learning rates that were best on
-# tuning pictures (`make methods`); Q-Diffusion, whose blocks take long, has a quarter of the epochs. `11` says what each
-# does, `06` what PassionSR's parts bring, `10` which method is better and by how much. SVDQuant keeps a 16-bit branch
-# beside every layer, which costs operations that the others do not need.
+# tuning pictures (`make methods`). `11` says what each does, `06` what PassionSR's parts bring, `10` which method is better
+# and by how much. SVDQuant keeps a 16-bit branch beside every layer, which costs operations that the others do not need.
 
 # %%
 pipe = lab.load(MODEL).to(DEVICE)
 tests = named(lab.bundled("test", size=TEST_SIZE), BOXES)
 full = {name: pipe(pair.lr) for name, pair in tests.items()}
 calibration = lab.bundled("calibration", PAIRS, SIZE, SEED)
-options = {"batch": BATCH, "seed": SEED}
+options = {"epochs": EPOCHS, "batch": BATCH, "seed": SEED}
 asked = [(recipe, method) for recipe in RECIPES for method in METHODS]
-costs = [1 + 9 * bool(lab.METHODS[method].stages) for _, method in asked]
+costs = [LONG.get(method, 1 + 9 * bool(lab.METHODS[method].stages)) for _, method in asked]
 tables = [committed(name) for name in TUNED if MODEL == "tiny"]
 rates = {r.method: r.rates for t in tables if t is not None for r in t[t.chosen].itertuples()}
 models = {}
 for recipe, method in widgets.follow(asked, len(asked), "models", costs=costs, knobs="EPOCHS or PAIRS"):
-    tuned, epochs = lab.METHODS[method].faster(rates.get(method, 1)), FEWER.get(method, EPOCHS)
-    models[recipe, METHODS[method]] = lab.calibrated(pipe, recipe, tuned, calibration, epochs=epochs, **options)
+    tuned = lab.METHODS[method].faster(rates.get(method, 1))
+    models[recipe, METHODS[method]] = lab.calibrated(pipe, recipe, tuned, calibration, **options)
 caption = {"model": MODEL, "pairs": f"{PAIRS} of {SIZE} px", "epochs": EPOCHS, "batch": BATCH, "seed": SEED}
-caption |= {f"{METHODS[method]}'s epochs": count for method, count in FEWER.items()}
 caption |= {"one run": "each", "rates": "tuned" if rates else "untuned"}
 outputs = {key: {name: q(pair.lr) for name, pair in tests.items()} for key, q in models.items()}
 
