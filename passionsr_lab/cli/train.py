@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from .common import Told, command, progress
 from .options import COUNT, FOLDER, NATURAL, PATH
@@ -29,7 +30,9 @@ SAVE_EVERY = 180  # seconds between two states that a run keeps
 def train(images, out, seed, start, skip, part, shape, new_prompt, timestep, minutes) -> Told:
     """The state is saved every three minutes."""
     if timestep is not None:
-        if (skip, part, shape, new_prompt, minutes) != (0, 1.0, "tiny", False, None):
+        given = click.get_current_context().get_parameter_source
+        others = "skip", "part", "shape", "new_prompt", "minutes"
+        if any(given(name) is not ParameterSource.DEFAULT for name in others):
             raise click.UsageError("--timestep fits an adapter in one go; of the others only --start and --seed apply.")
         return _adapt(images, out, seed, start or "tiny", timestep)
     from ..tools.train import PHASES, SHAPES, Training
