@@ -51,14 +51,14 @@ notebooks: $(READY)
 PAIRS := --pairs 64 --epochs 1
 MANY := --pairs 256 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
-LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,efficientdm,svdquant
+LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr,lsq,efficientdm,svdquant
 EQUAL := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
-	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(LONG) --tuned figures/tuning.csv $(TABLE)_256.csv
 	$(BIN)/python -m passionsr_lab tune $(MANY) --methods $(EQUAL) --jobs 2 --csv figures/tuning_256.csv
+	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(LONG) --tuned figures/tuning_256.csv $(TABLE)_256.csv
 	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(EQUAL) --tuned figures/tuning_256.csv --cost passionsr \
 	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \

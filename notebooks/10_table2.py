@@ -119,12 +119,11 @@ gain.drop(columns="note").round(3)
 # %% [markdown]
 # ## Every method, tuned alike
 # The table above is one seed, and each method as it comes. `make methods` gives all of them the same effort: learning rates
-# of every method that trains are 0.3, 1, 3 or 10 times its own, and on past either end while the best is there (LSQ was
-# tuned before that rule), whichever is best on tuning pictures in the mean over the three widths; then three seeds, from
-# 64 crops (Q-Diffusion, whose blocks take long, from 16 that it sees four times), on test pictures. *Published* rows and
-# the official procedure have the rates and starts of papers and code, untuned, at W6A6; their CPU seconds are an older
-# processor's. Below: PSNR to full precision on the tuning pictures in the mean over the widths, the factor that was chosen, and
-# what all runs of the choice cost together.
+# of every method that trains are 0.3, 1, 3 or 10 times its own, and on past either end while the best is there, whichever
+# is best on tuning pictures in the mean over the three widths; then three seeds, from 64 crops (Q-Diffusion, whose blocks
+# take long, from 16 that it sees four times), on test pictures. *Published* rows and the official procedure have the rates
+# and starts of papers and code, untuned, at W6A6. Below: PSNR to full precision on the tuning pictures in the mean over the
+# widths, the factor that was chosen, and what all runs of the choice cost together.
 
 # %%
 labels = {m.name: m.label for m in lab.METHODS.values()}
@@ -184,8 +183,9 @@ cells_of(runs) if have else None
 gaps_of(runs).round(1) if have else None
 
 # %% [markdown]
-# The same from four times as many crops, 256, each seen once, with the rates that were chosen from 64
-# (`figures/methods_256_runs.csv`). Below it what a method gains by that, with half of the 95 % interval.
+# The same from four times as many crops, 256, each seen once, with rates that were chosen from as many
+# (`figures/tuning_256.csv`, `figures/methods_256_runs.csv`); strict stages, the end-to-end finish and LSQ+ have about as
+# many below, at equal cost. Then what a method gains by that, with half of the 95 % interval.
 
 # %%
 longer = committed("methods_256_runs")
