@@ -153,7 +153,8 @@ widgets.calibration_bench(
 # At 8 and 6 bits LET's untrained start alone is above LBQ. DQC and joint training (LBQ + LET) make equal updates, and
 # three seeds do not tell them apart at any width; the paper's DQC is 1 dB behind at 6 bits. `05` follows both in time and
 # takes their modules apart: joint training may let errors of its modules cancel each other, DQC leads each to its own
-# full-precision output. Boundaries that learn in stage 1 (`passionsr` against strict DQC) bring 0.5 ± 0.4 dB at 6 bits.
+# full-precision output. Boundaries that learn in stage 1 (`passionsr` against strict DQC) bring nothing for sure
+# from so few crops; `10` has the same at equal cost, where they do at 4 bits.
 #
 # DQC's division of epochs was chosen for an earlier model by looking at these same test photographs, so differences of a
 # few tenths of a dB between methods with LET are not to be relied on.
