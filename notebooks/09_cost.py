@@ -148,10 +148,11 @@ size
 
 # %% [markdown]
 # ## Where the time of a calibration goes
-# Two committed reports of `passionsr-lab bench calibrate` (embedded model, 16 crops, PassionSR at W6A6, one thread of one
-# machine), in torch's passes and in those that numba compiles: before and after a layer kept its arrays from step to step,
-# the products of attention became one function, and kernels walked channels-last tensors as they lie. A calibration cannot
-# be quicker than steps in float; the table has what its steps cost over those, in processor time.
+# Two committed reports of `passionsr-lab bench calibrate` (embedded model, 32 crops of 128 pixels seen four times, which is
+# what `calibrate` does by default, PassionSR at W6A6, one thread of one machine), in torch's passes and in those that numba
+# compiles: before and after a layer kept its arrays from step to step, the products of attention became one function,
+# kernels walked channels-last tensors as they lie, and frozen weights were no longer kept. A calibration cannot be quicker
+# than steps in float; the table has what its steps cost over those, in processor time.
 
 # %%
 spent = whole_runs(*REPORTS)

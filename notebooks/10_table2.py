@@ -140,7 +140,7 @@ full.fillna("") if have_whole else None
 # %%
 if have_whole:
     means = committed("table2_whole_means")
-    told = {"model": "tiny", "pairs": "64 of 64 px, Q-Diffusion's 16", "one run": "each, seed 0", "pictures": "100 of 512 px"}
+    told = {"model": "tiny", "pairs": "64 of 64 px, Q-Diffusion's 16", "one run": "each", "pictures": "100 of 512 px"}
     heading = "Quality on RealSR's whole pictures, 95 % intervals over pictures"
     figure = plots.intervals(means[means.metric.isin(DRAWN)], labels=DRAWN, heading=heading, caption=told)
     plots.save(figure, "10_whole", FIGURES)
