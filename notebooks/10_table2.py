@@ -148,7 +148,7 @@ figure if have_whole else None
 
 # %% [markdown]
 # ## Every method, tuned alike
-# The table above is one seed, and each method as it comes. `make methods` gives all of them the same effort: learning rates
+# What is above is one seed. `make methods` gives all methods the same effort: learning rates
 # of every method that trains are 0.3, 1, 3 or 10 times its own, and on past either end while the best is there, whichever
 # is best on tuning pictures in the mean over the three widths; then three seeds, from 64 crops (Q-Diffusion, whose blocks
 # take long, from 16 that it sees four times), on test pictures. *Published* rows and the official procedure have the rates
