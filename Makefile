@@ -10,9 +10,9 @@
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
-# make table2_whole REALSR=FOLDER   the same at W6A6 on RealSR's whole pictures: figures/table2_whole*.csv
+# make table2_whole REALSR=FOLDER   the same at W6A6 on RealSR's whole pictures: figures/table2_whole*.csv (an hour)
 # make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
-# make timesteps PHOTOGRAPHS=FOLDER   two methods at four timesteps, three seeds: figures/timesteps*.csv (about ten minutes)
+# make timesteps PHOTOGRAPHS=FOLDER   two methods at four timesteps, three seeds: figures/timesteps*.csv (a quarter of an hour)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
 PYTHON ?= python3
 VENV := .venv
