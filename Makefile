@@ -106,11 +106,12 @@ lowbits: $(READY)
 
 # The variants' last layers are not those of t = 999, they were fitted; `refit` is fitted alike, at t = 998, which is the
 # same to a network: what differs between it and the others is the timestep alone.
-build/refit:
-	mkdir -p build; cp -r passionsr_lab/tiny $@
-	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --start $@ --out $@ --timestep 998
+REFIT := build/refit/timesteps/998.safetensors
+$(REFIT): $(READY)
+	rm -rf build/refit; mkdir -p build; cp -r passionsr_lab/tiny build/refit
+	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --start build/refit --out build/refit --timestep 998
 TIMES = $(BIN)/python -m passionsr_lab compare $(PAIRS) --methods let,passionsr --seeds 3 --jobs 2 --csv figures/timesteps
-timesteps: $(READY) build/refit
+timesteps: $(READY) $(REFIT)
 	$(TIMES).csv --model tiny,tiny@499,tiny@249,tiny@1
 	$(TIMES)_refit.csv --model build/refit@998
 

@@ -278,9 +278,10 @@ def buffer(slot: int, like: Tensor) -> Tensor | None:
     held, views = _scratch.__dict__.get((slot, dtype), (None, {}))
     if lies not in views:
         with torch.inference_mode(False), torch.no_grad():
-            if held is None or held.numel() < like.numel() or len(views) == VIEWS:
-                held, views = torch.empty(max(like.numel(), 0 if held is None else held.numel()), dtype=dtype), {}
-                _scratch.__dict__[slot, dtype] = held, views
+            if held is None or held.numel() < like.numel():
+                held, views = _scratch.__dict__[slot, dtype] = torch.empty(like.numel(), dtype=dtype), {}
+            elif len(views) == VIEWS:
+                views.clear()
             views[lies] = _lying(held[: like.numel()], *lies)
     return views[lies]
 
