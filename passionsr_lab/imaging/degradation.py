@@ -32,12 +32,12 @@ class Degradation:
     clean: probability that noise, and independently JPEG, is left out.
     """
 
-    blur: tuple[float, float] = (1.5, 3.5)
-    sharpening: tuple[float, float] = (0.3, 1.0)
-    sharpened: float = 0.5
-    noise: tuple[float, float] = (0.0, 0.015)
-    jpeg: tuple[int, int] = (75, 95)
-    clean: float = 0.3
+    blur: tuple[float, float] = (2.0, 3.5)
+    sharpening: tuple[float, float] = (0.3, 1.5)
+    sharpened: float = 0.7
+    noise: tuple[float, float] = (0.0, 0.008)
+    jpeg: tuple[int, int] = (88, 98)
+    clean: float = 0.5
 
     def __call__(self, hr: Tensor, rng: np.random.Generator) -> Tensor:
         """(3, 4h, 4w) in [0, 1] -> (3, h, w) in [0, 1] on the 8-bit grid."""

@@ -1,7 +1,8 @@
 """The branch that PassionSR cuts: an image tagger (in DAPE's place) and a CLIP text encoder.
 
-The tagger looks at the LR image and names what a ruler would measure in the HR image: light, colour, texture,
-direction.  The tags become a prompt, the prompt an embedding (B, T, D) that conditions the UNet.
+The tagger looks at the LR image and names what a ruler would measure: light, colour, texture and direction of the HR
+image, and how much of its detail the LR image has.  The tags become a prompt, the prompt an embedding (B, T, D) that
+conditions the UNet.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ TAGS = (
     *("dark", "bright", "flat", "contrasty", "grey", "vivid"),
     *("red", "yellow", "green", "cyan", "blue", "magenta"),
     *("smooth", "textured", "busy", "horizontal", "vertical"),
+    *("blurred", "soft", "crisp", "sharpened"),
 )
 LENGTH = 16  # tokens in a prompt; CLIP has 77
 _tokenizing = threading.Lock()  # a tokenizer keeps its padding between calls
 
 
-def measure_tags(image: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, len(TAGS)) of 0 and 1, by measuring the image: the tagger's training target."""
+def measure_tags(image: Tensor, lr: Tensor) -> Tensor:
+    """(B, 3, H, W) and its LR image (B, 3, h, w), both in [0, 1] -> (B, len(TAGS)) of 0 and 1, by measuring them: the
+    tagger's training target."""
     grey = image.mean(1)
     light, contrast = grey.mean((1, 2)), grey.std((1, 2))
     mean = image.mean((2, 3))
@@ -43,12 +46,22 @@ def measure_tags(image: Tensor) -> Tensor:
     dx, dy = grey.diff(dim=2).abs().mean((1, 2)), grey.diff(dim=1).abs().mean((1, 2))
     edges = (dx + dy) / 2
     rest = [edges < 0.015, (edges >= 0.03) & (edges < 0.06), edges >= 0.06, dy > 1.3 * dx, dx > 1.3 * dy]
+    detail = _detail(lr, F.adaptive_avg_pool2d(image, lr.shape[-2:]))
+    kept = [detail < 0.5, (detail >= 0.5) & (detail < 0.63), (detail >= 0.63) & (detail < 0.77), detail >= 0.77]
     first = [light < 0.3, light > 0.6, contrast < 0.1, contrast > 0.25, chroma < 0.06, chroma > 0.25]
-    return torch.cat([torch.stack(first, 1), hue, torch.stack(rest, 1)], 1).float()
+    return torch.cat([torch.stack(first, 1), hue, torch.stack(rest + kept, 1)], 1).float()
+
+
+def _detail(lr: Tensor, reference: Tensor) -> Tensor:
+    """(B,) of differences between neighbouring pixels: how large the LR image's are, by regression on the reference's."""
+    a, b = (torch.cat([x.diff(dim=d).flatten(1) for d in (1, 2)], 1) for x in (lr.mean(1), reference.mean(1)))
+    return (a * b).sum(1) / (b * b).sum(1).clamp(min=1e-12)
 
 
 class Tagger(nn.Sequential):
-    """A four-layer convolutional network: (B, 3, h, w) in [0, 1] -> one logit per tag, (B, len(TAGS))."""
+    """A four-layer convolutional network: (B, 3, h, w) in [0, 1] -> one logit per tag, (B, len(TAGS)).
+
+    It looks at the pixels as they are, for softness is lost in a smaller picture."""
 
     def __init__(self, width: int = 24):
         super().__init__(
@@ -58,8 +71,7 @@ class Tagger(nn.Sequential):
         )
 
     def forward(self, lr: Tensor) -> Tensor:
-        x = F.interpolate(lr, (64, 64), mode="bilinear", antialias=True) * 2 - 1
-        return super().forward(x.to(self[0].weight.dtype))
+        return super().forward((lr * 2 - 1).to(self[0].weight.dtype))
 
 
 class PromptBranch(nn.Module):

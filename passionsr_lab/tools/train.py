@@ -76,6 +76,7 @@ PHASES = (
     Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
     Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
     Phase("sharpened and softer", 4200, 128, 4, 4e-4, 3e-4, horizon=4200, errors="decibels", prompted=0.7),
+    Phase("as real pairs", 6000, 128, 4, 4e-4, 3e-4, horizon=6000, errors="decibels", prompted=0.9),
 )
 
 
@@ -301,7 +302,7 @@ class Training:
     ):
         self.phases, self.seed, self.step = phases, seed, 0
         torch.manual_seed(seed)
-        self.model = load_pipeline(start, prompt=True) if start else new_model(seed, shape)
+        self.model = load_pipeline(start, prompt=not new_prompt) if start else new_model(seed, shape)
         if new_prompt:
             self.model.prompt = new_branch(self.model.unet.config.cross_attention_dim)
         self.model.requires_grad_(True)
@@ -356,7 +357,7 @@ class Training:
         return loss.item()
 
     def _loss(self, lr: Tensor, hr: Tensor, phase: Phase) -> Tensor:
-        branch, tags = self.model.prompt, measure_tags(hr)
+        branch, tags = self.model.prompt, measure_tags(hr, lr)
         prompts = [words(row) if self.rng.random() < phase.prompted else "" for row in tags]
         y = self.model.restore(self.model.prepare(lr), branch.embed(prompts))
         tagging = F.binary_cross_entropy_with_logits(branch.tagger(lr), tags)
