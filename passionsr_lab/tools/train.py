@@ -76,7 +76,7 @@ PHASES = (
     Phase("squared errors again", 2800, 128, 4, 3e-4, 2e-4, horizon=2800, errors="squared"),
     Phase("large crops again", 200, 256, 2, 1e-4, 5e-5, horizon=200, errors="squared"),
     Phase("sharpened and softer", 4200, 128, 4, 4e-4, 3e-4, horizon=4200, errors="decibels", prompted=0.7),
-    Phase("as real pairs", 6000, 128, 4, 4e-4, 3e-4, horizon=6000, errors="decibels", prompted=0.9),
+    Phase("as real pairs", 4500, 128, 4, 4e-4, 3e-4, horizon=4500, errors="decibels", prompted=0.9),
 )
 
 
