@@ -5,7 +5,7 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, from 64 and from 256 crops, and at equal cost:
+# make methods   every method tuned alike, three seeds, from 64 crops, and at equal cost from about 256:
 #                figures/methods*.csv (several hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
 #                (about an hour and a half)
@@ -51,14 +51,12 @@ notebooks: $(READY)
 PAIRS := --pairs 64 --epochs 1
 MANY := --pairs 256 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
-LONG := maxmin,let,let+bias,lbq,lbq+let,passionsr,lsq,efficientdm,svdquant
 EQUAL := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
 	$(BIN)/python -m passionsr_lab tune $(MANY) --methods $(EQUAL) --jobs 2 --csv figures/tuning_256.csv
-	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(LONG) --tuned figures/tuning_256.csv $(TABLE)_256.csv
 	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(EQUAL) --tuned figures/tuning_256.csv --cost passionsr \
 	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \

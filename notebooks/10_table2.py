@@ -21,7 +21,7 @@ import passionsr_lab as lab
 from passionsr_lab import plots
 from passionsr_lab.evaluation import table2, tables
 from passionsr_lab.evaluation.scores import summary
-from passionsr_lab.evaluation.sweep import differences
+from passionsr_lab.tools import readme
 from passionsr_lab.tools.notebooks import committed, figures_folder
 from passionsr_lab.widgets import follow
 
@@ -120,31 +120,22 @@ gain.drop(columns="note").round(3)
 # ## The whole table
 # `make table2` and `make table2_whole`: from 64 crops that are seen once (Q-Diffusion: 16, four times), with rates chosen on
 # tuning pictures, one seed; eight bundled pictures and RealSR's 100 test pictures, centre crops of 128 pixels and, at W6A6,
-# all of their 512. PSNR-Y / FSIM; the files have SSIM, MS-SSIM, VIF, GMSD and NLPD, too.
+# all of their 512. PSNR-Y / FSIM, then every metric of the whole pictures; the files have SSIM, MS-SSIM, VIF, GMSD and NLPD, too.
 
 # %%
-WHOLE = {"table2": "128 px", "table2_whole": "512 px"}  # figures/NAME.csv and NAME_means.csv
-wholes = [committed(name) for name in WHOLE]
-if have_whole := MODEL == "tiny" and all(table is not None for table in wholes):
-    big = pd.concat(table.assign(pictures=size) for table, size in zip(wholes, WHOLE.values()))
-    big["cell"] = big.PSNR.map("{:.2f}".format) + " / " + big.FSIM.map("{:.3f}".format)
-    big = big.sort_values(["dataset", "pictures"], kind="stable")
-    shape = {"values": "cell", "index": "method", "columns": ["dataset", "pictures", "bits"]}
-    low, full = (big[big.bits.eq(table2.FULL) == whole].pivot_table(**shape, aggfunc="first", sort=False)
-                 for whole in (False, True))  # fmt: skip
-low.fillna("") if have_whole else None
+readme.shown("table2")
 
 # %%
-full.fillna("") if have_whole else None
+readme.shown("whole")
 
 # %%
-if have_whole:
-    means = committed("table2_whole_means")
+means = committed("table2_whole_means")  # with the intervals
+if means is not None:
     told = {"model": "tiny", "pairs": "64 of 64 px, Q-Diffusion's 16", "one run": "each", "pictures": "100 of 512 px"}
     heading = "Quality on RealSR's whole pictures, 95 % intervals over pictures"
     figure = plots.intervals(means[means.metric.isin(DRAWN)], labels=DRAWN, heading=heading, caption=told)
     plots.save(figure, "10_whole", FIGURES)
-figure if have_whole else None
+figure if means is not None else None
 
 # %% [markdown]
 # ## Every method, tuned alike
@@ -174,77 +165,21 @@ tried if have else None
 # PSNR to full precision (mean and standard deviation over the seeds), PSNR-Y to HR, and what a calibration costs, mean
 # over the widths. A 16-bit branch (SVDQuant) costs operations and bytes that the others do not need.
 
-
 # %%
-def named(runs):
-    """The runs with the methods' labels, in the library's order."""
-    found = runs.method.map(labels)
-    return runs.assign(method=pd.Categorical(found, [name for name in labels.values() if name in {*found}]))
-
-
-def cells_of(runs):
-    """A row per method, a column per width, and what a calibration costs."""
-    groups = runs.groupby(["method", "recipe"], observed=True, sort=False)
-    cells = groups.psnr_fp.mean().map("{:.1f}".format) + " ± " + groups.psnr_fp.std(ddof=0).map("{:.1f}".format)
-    cells = (cells + " / " + groups.psnr_y.mean().map("{:.2f}".format)).unstack()[list(runs.recipe.unique())]
-    costs = runs.groupby("method", observed=True).agg(cpu=("cpu_seconds", "mean"), peak=("peak_bytes", "mean"))
-    cells["CPU s"], cells["peak (GB)"] = costs.cpu.round(), (costs.peak / 1e9).round(2)
-    return cells.loc[list(runs.method.cat.categories)].fillna("")
-
-
-def gaps_of(runs):
-    """PassionSR less every other method."""
-    plain = runs.astype({"method": str})
-    ours, others = plain[plain.method == "PassionSR"], [n for n in runs.method.cat.categories if n != "PassionSR"]
-    gaps = pd.concat(differences(pd.concat([plain[plain.method == name], ours])) for name in others)
-    gaps["recipe"] = pd.Categorical(gaps.recipe, runs.recipe.unique())
-    return gaps.pivot(index="other", columns="recipe", values=["difference", "half_width"]).loc[others]
-
-
-if have:
-    runs = named(pd.concat(runs, ignore_index=True))
-    plain = runs.astype({"method": str})
-cells_of(runs) if have else None
+readme.shown("methods")
 
 # %% [markdown]
-# PassionSR less every other method: mean of the differences between equal seeds, and half of the 95 % interval.
+# Differences between equal seeds, half of the 95 % interval behind ±; bold where it does not hold 0.
 
 # %%
-gaps_of(runs).round(1) if have else None
-
-# %% [markdown]
-# The same from four times as many crops, 256, each seen once, with rates that were chosen from as many
-# (`figures/tuning_256.csv`, `figures/methods_256_runs.csv`); strict stages, the end-to-end finish and LSQ+ have about as
-# many below, at equal cost. Then what a method gains by that, with half of the 95 % interval.
-
-# %%
-longer = committed("methods_256_runs")
-longer = None if longer is None else named(longer)
-cells_of(longer) if have and longer is not None else None
-
-# %%
-if have and longer is not None:
-    gain = plain[plain.pairs == 64].assign(recipe=plain.method + ", " + plain.recipe, method="64")
-    more = longer.astype({"method": str})
-    gain = differences(pd.concat([gain, more.assign(recipe=more.method + ", " + more.recipe, method="256")])).dropna()
-    gain[["method", "recipe"]] = gain.recipe.str.rsplit(", ", n=1, expand=True).to_numpy()
-    gain["recipe"] = pd.Categorical(gain.recipe, runs.recipe.unique())
-    gain = gain.pivot(index="method", columns="recipe", values=["difference", "half_width"])
-    gain = gain.loc[[str(n) for n in longer.method.cat.categories]]
-gain.round(2) if have and longer is not None else None
-
-# %% [markdown]
-# PassionSR less every other method, all from 256 crops.
-
-# %%
-gaps_of(longer).round(2) if have and longer is not None else None
+readme.shown("methods gaps")
 
 # %% [markdown]
 # And against cost, at W6A6: every run.
 
 # %%
-if longer is not None:
-    at = longer[longer.recipe == "W6A6"]
+if have:
+    at = pd.concat(runs).loc[lambda t: t.recipe.eq("W6A6") & t.method.isin(labels)].replace({"method": labels})
     told = {name: ", ".join(map(str, sorted(at[name].unique()))) for name in ("model", "pairs", "size", "batch")}
     told["seeds"] = ", ".join(map(str, sorted(at.seed.unique())))
     axes = ("CPU seconds of a calibration", "PSNR to full precision (dB)")
@@ -252,7 +187,7 @@ if longer is not None:
         at, "cpu_seconds", "psnr_fp", "method", axes, "Quality against cost at W6A6", width=plots.PAGE, caption=told
     )
     plots.save(figure, "10_cost", FIGURES)
-figure if longer is not None else None
+figure if have else None
 
 # %% [markdown]
 # ## At equal cost
@@ -275,14 +210,11 @@ if have_equal:
 tried if have_equal else None
 
 # %%
-if have_equal:
-    equal = named(pd.concat([equal, committed("methods_q_diffusion_runs")], ignore_index=True))
-    cells = cells_of(equal)
-    cells.insert(len(equal.recipe.unique()), "crops", equal.groupby("method", observed=True).pairs.mean().round())
-cells if have_equal else None
+readme.shown("equal cost")
 
 # %%
 if have_equal:
+    equal = pd.concat([equal, committed("methods_q_diffusion_runs")], ignore_index=True).replace({"method": labels})
     settings = ("model", "size", "epochs", "batch", "compiled", "threads", "torch", "instructions")
     told = {name: ", ".join(map(str, sorted(equal[name].unique()))) for name in settings}
     heading = "Every method for the CPU seconds of PassionSR from 256 crops"
@@ -290,11 +222,8 @@ if have_equal:
     plots.save(figure, "10_equal_cost", FIGURES)
 figure if have_equal else None
 
-# %% [markdown]
-# PassionSR less every other method, at equal cost.
-
 # %%
-gaps_of(equal).round(2) if have_equal else None
+readme.shown("equal cost gaps")
 
 # %% [markdown]
 # ## What this showed

@@ -15,6 +15,7 @@ import passionsr_lab as lab
 from passionsr_lab.cli import common
 from passionsr_lab.fullsize.weights import WEIGHTS
 from passionsr_lab.store import folder, models
+from passionsr_lab.tools import readme
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
@@ -65,3 +66,8 @@ def test_the_readme_shows_every_command():
     from passionsr_lab.cli import COMMANDS as every
 
     assert {line.split()[0] for line in COMMANDS} == set(every)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_results():
+    assert readme.filled(README) == README, "python -m passionsr_lab.tools.readme writes them anew"
+    assert re.findall(r"<!-- ([a-z0-9 ]+) -->\n\n\|", README) == list(readme.TABLES)

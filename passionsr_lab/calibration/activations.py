@@ -22,18 +22,18 @@ def batches(rows: Sequence[int], shapes: Sequence, size: int) -> Iterator[list[i
 
 
 class Activations:
-    """The pairs' way through the model, one picture at a time.
+    """The pairs' way through the model.
 
     Args:
         q: the quantized pipeline.
         images: LR pictures (1, 3, h, w) in [0, 1].
-        batch: how many pictures of one size make each of `batches`.
+        batch: how many pictures of one size go through a segment together, as each of `batches`.
         lean: for full-size models: gradient checkpointing, only the segment at work on the device, and of every picture
             only the LR image and the latents are kept; what has the image's size is made again when it is needed.
     """
 
     def __init__(self, q: QuantizedSR, images: Sequence[Tensor], batch: int = 1, lean: bool = False):
-        self.q, self.lean, self.resident = q, lean, "all"
+        self.q, self.batch, self.lean, self.resident = q, batch, lean, "all"
         self.batches = list(batches(range(len(images)), [x.shape for x in images], batch))
         self.device = q.prompt_embedding.device
         self.runs = {segment.name: segment.run for segment in q.segments()} | {"all": q.restore}
@@ -49,7 +49,10 @@ class Activations:
     @torch.no_grad()
     def map(self, segment: str, inputs: Sequence[Tensor]) -> list[Tensor]:
         """`forward` of every input, without gradients."""
-        return [self.forward(segment, x) for x in inputs]
+        found: dict[int, Tensor] = {}
+        for rows in batches(range(len(inputs)), [x.shape for x in inputs], self.batch):
+            found |= zip(rows, self.forward(segment, torch.cat([inputs[i] for i in rows])).split(1))
+        return [found[i] for i in range(len(inputs))]
 
     def targets(self) -> None:
         """Fills `full`: what leaves every segment in full precision; "all" is the image."""

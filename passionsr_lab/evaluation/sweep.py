@@ -182,7 +182,7 @@ def _summary(frame):
     columns = ["psnr_y", "ssim_y", "psnr_fp", "seconds", "cpu_seconds", "peak_bytes"]
     groups = frame.groupby(["model", "recipe", "method"], sort=False)
     table = groups[columns].mean().reset_index()
-    table["psnr_fp_std"] = groups.psnr_fp.std(ddof=0).values
+    table["psnr_fp_std"] = groups.psnr_fp.std().values
     table["psnr_fp_spread"] = (groups.psnr_fp.max() - groups.psnr_fp.min()).values
     table["seeds"] = groups.seed.nunique().values
     full = {

@@ -65,13 +65,8 @@ def draw_curve(ax, own: DataFrame, seeds: bool, x: str, y: str, style: dict, lab
     import seaborn
 
     style |= {"mec": style["color"], "label": label, "legend": False}
-    seaborn.lineplot(own, x=x, y=y, errorbar=deviation, **style, ax=ax)
+    seaborn.lineplot(own, x=x, y=y, errorbar="sd", **style, ax=ax)
     return ax.lines[-1]
-
-
-def deviation(values) -> tuple[float, float]:
-    """Mean minus and plus one standard deviation over seeds, as the tables have it (not n - 1)."""
-    return values.mean() - values.std(ddof=0), values.mean() + values.std(ddof=0)
 
 
 @drawn

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from .base import COLUMN, PAGE, drawn, figure, keys, name_lines, require
 from .colours import PALE, method_look
-from .curves import deviation
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,7 +32,7 @@ def ablation(
     require(frame, "method", groups, value)
     fig, axes = figure(heading, width, 2.3)
     ax, seeds = axes[0, 0], frame.groupby(["method", groups], observed=True)[value].transform("count")
-    name_lines(ax, draw_points(ax, frame, groups, value, deviation, frame[seeds > 1]))
+    name_lines(ax, draw_points(ax, frame, groups, value, "sd", frame[seeds > 1]))
     ax.set(xlabel=groups.replace("_", " "), ylabel=label)
     ax.set_title(f"mean ± standard deviation of {seeds.max()} seeds (dots)" if seeds.max() > 1 else "one seed (n = 1)")
     return fig
@@ -69,7 +68,7 @@ def intervals(
 
 
 def draw_points(
-    ax, frame: DataFrame, groups: str, value: str, interval: Callable, seeds=None, estimator="mean"
+    ax, frame: DataFrame, groups: str, value: str, interval: Callable | str, seeds=None, estimator="mean"
 ) -> list:
     """A mark per method in every group, with its `interval` where there are several values, and `seeds` as dots."""
     import seaborn

@@ -368,7 +368,7 @@ def test_means_have_their_intervals_and_one_seed_has_none():
     marks, bars = marks_and_bars(made("ablation").axes[0])
     own = ABLATION.groupby(["method", "recipe"], sort=False).psnr_fp
     assert marks == pytest.approx([*own.mean()])
-    assert [b - a for a, b in bars] == pytest.approx([*2 * own.std(ddof=0)])
+    assert [b - a for a, b in bars] == pytest.approx([*2 * own.std()])
     one = made("ablation, one seed").axes[0]
     assert one.get_title("left") == "one seed (n = 1)" and not marks_and_bars(one)[1] and not one.collections
     panels = made("intervals").axes

@@ -1,0 +1,234 @@
+"""README's tables of results, made from `figures/*.csv`.
+
+    python -m passionsr_lab.tools.readme
+
+writes what `TABLES[NAME]` gives between `<!-- NAME -->` and `<!-- end -->`; a test says where README is behind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..evaluation.sweep import differences
+from ..evaluation.table2 import FULL
+from ..methods import METHODS, find
+from ..util.files import replacing
+from .notebooks import checkout, committed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WIDTHS = ("W8A8", "W6A6", "W4A4")
+LOW = ("W8A8", "W6A6", "mixed 4", "W4A4", "W3A3", "mixed 2", "W2A2")
+STEPS = (  # what is asked of the methods: the first over the second
+    ("lbq", "maxmin"), ("let", "lbq"), ("lbq+let", "lbq"), ("passionsr", "lbq+let"), ("passionsr", "passionsr-strict"),
+    ("passionsr+e2e", "passionsr"), ("passionsr", "efficientdm"), ("passionsr", "lsq"), ("passionsr", "lsq+"),
+    ("passionsr", "q-diffusion"), ("passionsr", "svdquant"), ("lsq-published", "maxmin"),
+    ("efficientdm-published", "efficientdm"), ("official", "let"),
+)  # fmt: skip
+METRICS = ("PSNR", "SSIM", "MS-SSIM", "FSIM", "VIF", "GMSD", "NLPD")
+BUDGETS = (64, 128, 256, 512)
+_TABLE = re.compile(r"(<!-- ([a-z0-9 ]+) -->\n).*?(\n<!-- end -->)", re.S)
+
+
+def filled(text: str) -> str:
+    """The text with every table made anew; `KeyError` for a name that is not in `TABLES`."""
+    return _TABLE.sub(lambda m: m[1] + "\n" + "\n".join(TABLES[m[2]]()) + "\n" + m[3], text)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _runs(*names: str) -> DataFrame:
+    import pandas as pd
+
+    return pd.concat([_committed(f"{name}_runs") for name in names], ignore_index=True)
+
+
+def _committed(name: str) -> DataFrame:
+    if (table := committed(name)) is None:
+        raise FileNotFoundError(f"figures/{name}.csv")
+    return table
+
+
+def _called(method: str) -> str:
+    return f"{METHODS[method].label} (`{method}`)"
+
+
+def _spread(values: DataFrame, largest: bool = False) -> str:
+    """Mean and standard deviation, and the largest difference of two."""
+    if not len(values):
+        return ""
+    return f"{values.mean():.1f} ± {values.std():.1f}" + (f" ({np.ptp(values):.1f})" if largest else "")
+
+
+def _cells(runs: DataFrame, widths: Sequence[str] = WIDTHS, spread: bool = True) -> list[str]:
+    """Per width PSNR to full precision over the seeds, and PSNR-Y to HR."""
+    parts = [runs[runs.recipe == width] for width in widths]
+    fidelity = [_spread(p.psnr_fp) if spread else f"{p.psnr_fp.mean():.1f}" for p in parts]
+    return [f"{db} / {p.psnr_y.mean():.2f}" if len(p) else "" for db, p in zip(fidelity, parts)]
+
+
+def _span(values: DataFrame) -> str:
+    return " to ".join(f"{v:.0f}" for v in sorted({values.min(), values.max()}))
+
+
+def _methods(runs: DataFrame) -> list[str]:
+    def row(method: str) -> list[object]:
+        own = runs[runs.method == method]
+        rates = f"{own.rates.iloc[0]:g}" if find(method).stages else ""
+        costs = f"{own.cpu_seconds.mean():.0f}", f"{own.peak_bytes.mean() / 1e9:.2f}"
+        return [_called(method), *_cells(own), _span(own.pairs), rates, *costs]
+
+    head = ["method", *WIDTHS, "crops", "rates", "CPU s", "peak (GB)"]
+    return _table(head, map(row, [name for name in METHODS if name in {*runs.method}]))
+
+
+def _gap(found: DataFrame) -> str:
+    """A mean difference with half of its 95 % interval; bold where that does not hold 0."""
+    if not len(found) or found.difference.isna().any():
+        return ""
+    difference, half = found.difference.iloc[0], found.half_width.iloc[0]
+    text = f"{difference:.2f} ± {half:.2f}"
+    return f"**{text}**" if abs(difference) > half else text
+
+
+def _gaps(runs: DataFrame) -> list[str]:
+    def row(method: str, other: str) -> list[str]:
+        pair = differences(runs[runs.method.isin((method, other))].sort_values("method", key=lambda m: m == method))
+        return [f"`{method}` over `{other}`", *(_gap(pair[pair.recipe == width]) for width in WIDTHS)]
+
+    asked = [step for step in STEPS if {*step} <= {*runs.method}]
+    return _table(["", *WIDTHS], (row(*step) for step in asked))
+
+
+def _table2() -> list[str]:
+    table = _committed("table2")
+    columns = [(s, w) for s in table.dataset.unique() for w in WIDTHS]
+
+    def row(method: str) -> list[str]:
+        own = table[table.method == method]
+        if (own.bits == FULL).all():  # it has no width: one cell for each set of pictures
+            own = own.assign(bits=WIDTHS[0])
+        cells = {(r.dataset, r.bits): f"{r.PSNR:.2f} / {r.FSIM:.3f}" for r in own.itertuples()}
+        return [method, *(cells.get(column, "") for column in columns)]
+
+    return _table(["method", *map(", ".join, columns)], map(row, [m for m in table.method.unique() if m != "FP"]))
+
+
+def _whole() -> list[str]:
+    table = _committed("table2_whole")
+    table = table[table.method != "FP"]  # with the prompt branch, which no other row has
+    rows = ([r.method, f"{r.PSNR:.2f}", *(f"{r[m]:.3f}" for m in METRICS[1:])] for _, r in table.iterrows())
+    return _table(["method", *METRICS], rows)
+
+
+def _stability() -> list[str]:
+    runs = _runs("stability")
+    groups = runs.groupby(["model", "method"], sort=False)
+    rows = (
+        [model.split("/")[-1], _called(method), *(_spread(own.psnr_fp[own.recipe == w], True) for w in WIDTHS),
+         f"{own.cpu_seconds.mean():.0f}"]
+        for (model, method), own in groups
+    )  # fmt: skip
+    return _table(["model", "method", *WIDTHS, "CPU s"], sorted(rows, key=lambda row: row[0] == "narrow"))
+
+
+def _bias() -> list[str]:
+    runs, rows = _runs("stability_bias"), []
+    for model, own in runs.groupby("model", sort=False):
+        name, gap = model.split("/")[-1], differences(own)
+        for method in own.method.unique():
+            part = own[own.method == method]
+            rows.append([name, _called(method), *(_spread(part.psnr_fp[part.recipe == w], True) for w in WIDTHS)])
+        rows.append([name, "gain", *(_gap(gap[gap.recipe == width]) for width in WIDTHS)])
+    return _table(["model", "", *WIDTHS], rows)
+
+
+def _budgets() -> list[str]:
+    import pandas as pd
+
+    few, rows = pd.concat([_runs(f"stability_{pairs}") for pairs in BUDGETS]), []
+    methods = list(few.method.unique())
+    for pairs in BUDGETS:
+        row = [str(pairs)]
+        for method in methods:
+            own = few[few.method == method].assign(method=lambda t: t.pairs.astype(str))
+            at = own[own.pairs == pairs]
+            more = differences(own[own.pairs.isin((pairs // 2, pairs))]) if pairs > BUDGETS[0] else own[:0]
+            row += [f"{at.psnr_fp.mean():.2f} ± {at.psnr_fp.std():.2f}", _gap(more) if len(more) else ""]
+            row.append(f"{at.cpu_seconds.mean():.0f}")
+        rows.append([*row, _gap(differences(few[few.pairs == pairs]))])
+    head = [cell for method in methods for cell in (f"`{method}`", "over half as many", "CPU s")]
+    return _table(["crops", *head, f"`{methods[1]}` over `{methods[0]}`"], rows)
+
+
+def _timesteps() -> list[str]:
+    runs = _runs("timesteps", "timesteps_refit")
+    runs["t"] = runs.model.str.split("@").str[1].fillna("999")
+    rows = []
+    for method in runs.method.unique():
+        own = runs[runs.method == method]
+        for base in ("999", "998"):
+            for t in own.t.unique():
+                if base == "999" or t == "499":
+                    both = own[own.t.isin((base, t))].assign(model="", method=own.t)
+                    gap = differences(both.sort_values("t", key=lambda s: s == t))
+                    gaps = [_gap(gap[gap.recipe == width]) for width in WIDTHS] if t != base else [""] * 3
+                    cells = _cells(own[own.t == t]) if base == "999" else [""] * 3
+                    rows.append([_called(method), f"{t}, over {base}" if t != base else t, *cells, *gaps])
+    return _table(["method", "t", *WIDTHS, *(f"{w}, over" for w in WIDTHS)], rows)
+
+
+def _low_bits() -> list[str]:
+    runs = _runs("low_bits", "mixed").drop_duplicates(["recipe", "method", "seed"])
+    own = {name: runs[runs.method == name] for name in METHODS}
+    cpu = lambda found: f"{found.cpu_seconds[found.recipe == 'W4A4'].mean():.0f}"
+    rows = ([_called(name), *_cells(found, LOW, False), cpu(found)] for name, found in own.items() if len(found))
+    return _table(["method", *LOW, "CPU s"], rows)
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {
+    "methods": lambda: _methods(_runs("methods", "methods_q_diffusion", "methods_published")),
+    "methods gaps": lambda: _gaps(_runs("methods", "methods_q_diffusion", "methods_published")),
+    "equal cost": lambda: _methods(_runs("methods_cost", "methods_q_diffusion")),
+    "equal cost gaps": lambda: _gaps(_runs("methods_cost", "methods_q_diffusion")),
+    "table2": _table2,
+    "whole": _whole,
+    "stability": _stability,
+    "bias": _bias,
+    "budgets": _budgets,
+    "timesteps": _timesteps,
+    "low bits": _low_bits,
+}
+
+
+def shown(name: str):
+    """One of the tables for a notebook, or None where its results are not committed."""
+    from IPython.display import Markdown
+
+    try:
+        return Markdown("\n".join(TABLES[name]()))
+    except FileNotFoundError as error:
+        print(f"{error} is not there yet; the Makefile says what makes it.")
+
+
+def main() -> int:
+    """Writes README.md with its tables made anew."""
+    path = checkout() / "README.md"
+    text = path.read_text()
+    with replacing(path) as new:
+        Path(new).write_text(filled(text))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
