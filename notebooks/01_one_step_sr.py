@@ -162,8 +162,8 @@ print(f"error in z_L through UNet and Eq. 9: x {answered:.2f}")
 #
 # QArtSR asks which timestep quantizes best, and retrains the one-step model there before it quantizes anything. The
 # embedded model has adapters for three more: a LoRA of the time embedding and the last layers anew, fitted by least
-# squares, merged on loading (`python -m passionsr_lab train --timestep 249`). In full precision the others lose a few
-# hundredths of a dB; what quantization makes of them is the question of `13_four_bits`.
+# squares, merged on loading (`python -m passionsr_lab train --timestep 249`). In full precision the others lose up to
+# a tenth of a dB; what quantization makes of them is the question of `13_four_bits`.
 
 # %%
 variants = {f"t = {full.timestep}": pruned} | {f"t = {t}": lab.load(f"{MODEL}@{t}").to(DEVICE) for t in VARIANTS}
