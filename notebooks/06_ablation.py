@@ -149,12 +149,12 @@ widgets.calibration_bench(
 
 # %% [markdown]
 # ## What this showed
-# LBQ over MaxMin, LET over LBQ: each adds, though at 4 bits LBQ's seeds lie so far apart that three of them leave it open.
-# At 8 and 6 bits LET's untrained start alone is above LBQ. DQC and joint training (LBQ + LET) make equal updates, and
-# three seeds do not tell them apart at any width; the paper's DQC is 1 dB behind at 6 bits. `05` follows both in time and
+# LBQ over MaxMin, LBQ + LET over LBQ: each adds at every width. At 6 and 4 bits LET's untrained start alone is above LBQ.
+# DQC and joint training (LBQ + LET) make equal updates; at 8 bits joint training ends half a dB nearer to full precision, at
+# 6 and 4 bits three seeds do not tell them apart; the paper's DQC is 1 dB behind at 6 bits. `05` follows both in time and
 # takes their modules apart: joint training may let errors of its modules cancel each other, DQC leads each to its own
 # full-precision output. Boundaries that learn in stage 1 (`passionsr` against strict DQC) bring nothing for sure
-# from so few crops; `10` has the same at equal cost, where they do at 4 bits.
+# from so few crops; `10` has the same at equal cost.
 #
 # DQC's division of epochs was chosen for an earlier model by looking at these same test photographs, so differences of a
 # few tenths of a dB between methods with LET are not to be relied on.
