@@ -236,6 +236,8 @@ comparison.round(2).T
 
 # %% [markdown]
 # ## With seeds, and on other models
+# (The runs of this section are of the embedded model of 2026-11-29, and wait to be measured again.)
+#
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
 # DQC, and LET's untrained start (`let`), with five seeds, each with 256 crops of its own that are seen once, on the
 # embedded model at t = 999 and at t = 249, and on one of other widths and latent channels, which the package's own

@@ -118,6 +118,8 @@ gain.drop(columns="note").round(3)
 
 # %% [markdown]
 # ## The whole table
+# (Of the embedded model of 2026-11-29; it waits to be measured again.)
+#
 # `make table2` and `make table2_whole`: from 64 crops that are seen once (Q-Diffusion: 16, four times), with rates chosen on
 # tuning pictures, one seed; eight bundled pictures and RealSR's 100 test pictures, centre crops of 128 pixels and, at W6A6,
 # all of their 512. PSNR-Y / FSIM, then every metric of the whole pictures; the files have SSIM, MS-SSIM, VIF, GMSD and NLPD, too.
@@ -191,6 +193,8 @@ figure if have else None
 
 # %% [markdown]
 # ## At equal cost
+# (Of the embedded model of 2026-11-29; it waits to be measured again.)
+#
 # The same methods once more, each with as many crops, seen once, as it can have for the CPU seconds that `passionsr` takes
 # from 256 (what trains nothing has 256), and with rates that were chosen from 256 crops, on past either end of the four
 # factors where the best one was there (`figures/tuning_256.csv`, `figures/methods_cost_runs.csv`). Q-Diffusion stands here

@@ -234,6 +234,8 @@ cost.round(2)
 
 # %% [markdown]
 # ## All methods, and bits where they bring most
+# (Of the embedded model of 2026-11-29; it waits to be measured again.)
+#
 # `make lowbits` measures it on pictures that no calibration saw, at the commands' usual settings, three seeds each. W8A8,
 # W3A3 and *mixed 2* ran with compiled passes, the others without (column `compiled` of the runs).
 
