@@ -137,7 +137,7 @@ blocks = tests[first].lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
 versions = {"HR": tests[first].hr, "LR": blocks, "full precision": full[first]}
 versions |= {f"{label} {recipe}": images[first] for (recipe, label), images in outputs.items()}
 left, right = f"MaxMin {RECIPES[0]}", f"PassionSR {RECIPES[0]}"
-widgets.Comparison(versions, left, right, quality=50)
+widgets.Comparison(versions, left, right, quality=35)
 
 # %%
 plots.split(versions[left], versions[right], names=(left, right), caption=caption)

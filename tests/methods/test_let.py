@@ -40,4 +40,4 @@ def test_where_constant_channels_meet_large_weights_the_correction_wins_decibels
         q = lab.quantize(full, lab.W8A8)
         lab.calibrate(q, pairs, name)
         found[name] = np.mean([psnr_rgb(q(lr), full(lr)) for lr in lrs])
-    assert found["let+bias"] > found["let"] + 3, found
+    assert found["let+bias"] > found["let"] + 1, found

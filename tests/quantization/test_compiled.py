@@ -210,7 +210,7 @@ def test_a_calibration_ends_where_torchs_does_and_twice_at_the_same_bits():
 
     def run(compiled):
         q = lab.quantize(pipe, "W6A6")
-        work = Calibration(q, pairs, method, epochs=3, batch=1, compiled=compiled)
+        work = Calibration(q, pairs, method, epochs=5, batch=1, compiled=compiled)
         list(work.run())
         return q, work
 
