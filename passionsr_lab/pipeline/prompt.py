@@ -53,7 +53,7 @@ def measure_tags(image: Tensor, lr: Tensor) -> Tensor:
 
 
 def _detail(lr: Tensor, reference: Tensor) -> Tensor:
-    """(B,) of differences between neighbouring pixels: how large the LR image's are, by regression on the reference's."""
+    """(B,) how large the LR image's differences between neighbouring pixels are, by regression on the reference's."""
     a, b = (torch.cat([x.diff(dim=d).flatten(1) for d in (1, 2)], 1) for x in (lr.mean(1), reference.mean(1)))
     return (a * b).sum(1) / (b * b).sum(1).clamp(min=1e-12)
 
