@@ -327,9 +327,10 @@ whole
 # below: the law whose prediction is nearer, on a logarithmic scale, over the timesteps that this model has.
 #
 # For the embedded model it halves from T = 999 to 499 and stays there, so neither law holds for it; but QArtSR's advice
-# does: away from T = 999 LET's start and PassionSR end nearer to full precision, LET most at 4 bits. Its variants keep what the
-# model at T = 999 computes and say it otherwise in the last layers, whose own errors Eq. 9 no longer multiplies. That
-# is the timestep's doing at 6 and 4 bits: T = 999 with its last layers fitted alike is not told apart from T = 999.
+# does where it is certain: away from T = 999 LET's start ends nearer to full precision at 6 and 4 bits, and PassionSR at T =
+# 499 at 6. Its variants keep what the model at T = 999 computes and say it otherwise in the last layers, whose own errors
+# Eq. 9 no longer multiplies. That is the timestep's doing: at 6 and 4 bits T = 999 with its last layers fitted alike is not
+# told apart from T = 999.
 
 # %%
 reached = stages.pivot(index="recipe", columns="method", values="psnr_fp")
