@@ -197,9 +197,9 @@ figure if have else None
 #
 # The same methods once more, each with as many crops, seen once, as it can have for the CPU seconds that `passionsr` takes
 # from 256 (what trains nothing has 256), and with rates that were chosen from 256 crops, on past either end of the four
-# factors where the best one was there (`figures/tuning_256.csv`, `figures/methods_cost_runs.csv`). Q-Diffusion stands here
-# with the 16 crops, seen four times, of the first table, which cost nearly as much. First the choice of the others: PSNR to
-# full precision on the tuning pictures by width, and in the mean that decides.
+# factors where the best one was there (`figures/tuning_256.csv`, `figures/methods_cost_runs.csv`). Q-Diffusion, which from
+# the 16 crops of the first table costs nearly as much already, is not here. First the choice: PSNR to full precision on the
+# tuning pictures by width, and in the mean that decides.
 
 # %%
 equal, choice = committed("methods_cost_runs"), committed("tuning_256")
@@ -218,7 +218,7 @@ readme.shown("equal cost")
 
 # %%
 if have_equal:
-    equal = pd.concat([equal, committed("methods_q_diffusion_runs")], ignore_index=True).replace({"method": labels})
+    equal = equal.replace({"method": labels})
     settings = ("model", "size", "epochs", "batch", "compiled", "threads", "torch", "instructions")
     told = {name: ", ".join(map(str, sorted(equal[name].unique()))) for name in settings}
     heading = "Every method for the CPU seconds of PassionSR from 256 crops"

@@ -199,8 +199,8 @@ def _low_bits() -> list[str]:
 TABLES: dict[str, Callable[[], list[str]]] = {
     "methods": lambda: _methods(_runs("methods", "methods_q_diffusion", "methods_published")),
     "methods gaps": lambda: _gaps(_runs("methods", "methods_q_diffusion", "methods_published")),
-    "equal cost": lambda: _methods(_runs("methods_cost", "methods_q_diffusion")),
-    "equal cost gaps": lambda: _gaps(_runs("methods_cost", "methods_q_diffusion")),
+    "equal cost": lambda: _methods(_runs("methods_cost")),
+    "equal cost gaps": lambda: _gaps(_runs("methods_cost")),
     "table2": _table2,
     "whole": _whole,
     "stability": _stability,
