@@ -118,7 +118,7 @@ gain.drop(columns="note").round(3)
 
 # %% [markdown]
 # ## The whole table
-# (Of the embedded model of 2026-11-29; it waits to be measured again.)
+# (Of the embedded model of 2026-11-29 where pictures are whole; that waits to be measured again.)
 #
 # `make table2` and `make table2_whole`: from 64 crops that are seen once (Q-Diffusion: 16, four times), with rates chosen on
 # tuning pictures, one seed; eight bundled pictures and RealSR's 100 test pictures, centre crops of 128 pixels and, at W6A6,
