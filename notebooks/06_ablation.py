@@ -168,5 +168,5 @@ if table is not None:
     low = whole_table.reindex(["W6A6", "W4A4"])
     assert (low["MaxMin"] < low["LBQ"]).all() and (low["LBQ"] < low["LBQ + LET"]).all(), low
     eight, full = table[table.recipe == "W8A8"], table[table.method == "full precision"].psnr_y.iloc[0]
-    assert (eight[eight.method == "LBQ + LET + DQC"].psnr_y > 0.98 * full).all(), eight
+    assert (eight[eight.method == "LBQ + LET + DQC"].psnr_y > 0.985 * full).all(), eight
 print(" < ".join(f"{name} {db:.2f} dB" for name, db in fidelity.sort_values().items()))

@@ -122,7 +122,7 @@ gain.drop(columns="note").round(3)
 #
 # `make table2` and `make table2_whole`: from 64 crops that are seen once (Q-Diffusion: 16, four times), with rates chosen on
 # tuning pictures, one seed; eight bundled pictures and RealSR's 100 test pictures, centre crops of 128 pixels and, at W6A6,
-# all of their 512. PSNR-Y / FSIM, then every metric of the whole pictures; the files have SSIM, MS-SSIM, VIF, GMSD and NLPD, too.
+# all of their 512. PSNR-Y / FSIM, then every metric of the whole pictures; the files have those of the crops, too.
 
 # %%
 readme.shown("table2")

@@ -166,8 +166,8 @@ def _attempt(work: Callable[[], dict]) -> dict | Exception:
 def summary(frame):
     """Means over seeds, one row per recipe and method in the order they came, full precision first.
 
-    `psnr_fp_std` is the standard deviation and `psnr_fp_spread` the largest difference between two runs of a row;
-    of several models each has its rows, under `model`.
+    `psnr_fp_std` is the standard deviation (NaN of one seed) and `psnr_fp_spread` the largest difference between two
+    runs of a row; of several models each has its rows, under `model`.
     """
     import pandas as pd
 

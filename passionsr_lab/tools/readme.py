@@ -16,12 +16,12 @@ import numpy as np
 
 from ..evaluation.sweep import differences
 from ..evaluation.table2 import FULL
-from ..methods import METHODS, find
+from ..methods import METHODS
 from ..util.files import replacing
 from .notebooks import checkout, committed
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 WIDTHS = ("W8A8", "W6A6", "W4A4")
 LOW = ("W8A8", "W6A6", "mixed 4", "W4A4", "W3A3", "mixed 2", "W2A2")
@@ -63,7 +63,7 @@ def _called(method: str) -> str:
     return f"{METHODS[method].label} (`{method}`)"
 
 
-def _spread(values: DataFrame, largest: bool = False) -> str:
+def _spread(values: Series, largest: bool = False) -> str:
     """Mean and standard deviation, and the largest difference of two."""
     if not len(values):
         return ""
@@ -77,14 +77,19 @@ def _cells(runs: DataFrame, widths: Sequence[str] = WIDTHS, spread: bool = True)
     return [f"{db} / {p.psnr_y.mean():.2f}" if len(p) else "" for db, p in zip(fidelity, parts)]
 
 
-def _span(values: DataFrame) -> str:
+def _spreads(runs: DataFrame) -> list[str]:
+    """Per width how far the runs lie apart."""
+    return [_spread(runs.psnr_fp[runs.recipe == width], largest=True) for width in WIDTHS]
+
+
+def _span(values: Series) -> str:
     return " to ".join(f"{v:.0f}" for v in sorted({values.min(), values.max()}))
 
 
 def _methods(runs: DataFrame) -> list[str]:
     def row(method: str) -> list[object]:
         own = runs[runs.method == method]
-        rates = f"{own.rates.iloc[0]:g}" if find(method).stages else ""
+        rates = f"{own.rates.iloc[0]:g}" if METHODS[method].stages else ""
         costs = f"{own.cpu_seconds.mean():.0f}", f"{own.peak_bytes.mean() / 1e9:.2f}"
         return [_called(method), *_cells(own), _span(own.pairs), rates, *costs]
 
@@ -101,13 +106,16 @@ def _gap(found: DataFrame) -> str:
     return f"**{text}**" if abs(difference) > half else text
 
 
-def _gaps(runs: DataFrame) -> list[str]:
-    def row(method: str, other: str) -> list[str]:
-        pair = differences(runs[runs.method.isin((method, other))].sort_values("method", key=lambda m: m == method))
-        return [f"`{method}` over `{other}`", *(_gap(pair[pair.recipe == width]) for width in WIDTHS)]
+def _over(runs: DataFrame, method: str, other: str) -> list[str]:
+    """Per width what a method is over another."""
+    pair = differences(runs[runs.method.isin((method, other))].sort_values("method", key=lambda m: m == method))
+    return [_gap(pair[pair.recipe == width]) for width in WIDTHS]
 
+
+def _gaps(runs: DataFrame) -> list[str]:
     asked = [step for step in STEPS if {*step} <= {*runs.method}]
-    return _table(["", *WIDTHS], (row(*step) for step in asked))
+    rows = ([f"`{method}` over `{other}`", *_over(runs, method, other)] for method, other in asked)
+    return _table(["", *WIDTHS], rows)
 
 
 def _table2() -> list[str]:
@@ -135,21 +143,18 @@ def _stability() -> list[str]:
     runs = _runs("stability")
     groups = runs.groupby(["model", "method"], sort=False)
     rows = (
-        [model.split("/")[-1], _called(method), *(_spread(own.psnr_fp[own.recipe == w], True) for w in WIDTHS),
-         f"{own.cpu_seconds.mean():.0f}"]
+        [model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
         for (model, method), own in groups
-    )  # fmt: skip
-    return _table(["model", "method", *WIDTHS, "CPU s"], sorted(rows, key=lambda row: row[0] == "narrow"))
+    )
+    return _table(["model", "method", *WIDTHS, "CPU s"], rows)
 
 
 def _bias() -> list[str]:
     runs, rows = _runs("stability_bias"), []
     for model, own in runs.groupby("model", sort=False):
-        name, gap = model.split("/")[-1], differences(own)
-        for method in own.method.unique():
-            part = own[own.method == method]
-            rows.append([name, _called(method), *(_spread(part.psnr_fp[part.recipe == w], True) for w in WIDTHS)])
-        rows.append([name, "gain", *(_gap(gap[gap.recipe == width]) for width in WIDTHS)])
+        name, (plain, corrected) = model.split("/")[-1], own.method.unique()
+        rows += ([name, _called(method), *_spreads(own[own.method == method])] for method in (plain, corrected))
+        rows.append([name, "gain", *_over(own, corrected, plain)])
     return _table(["model", "", *WIDTHS], rows)
 
 
@@ -173,18 +178,13 @@ def _budgets() -> list[str]:
 
 def _timesteps() -> list[str]:
     runs = _runs("timesteps", "timesteps_refit")
-    runs["t"] = runs.model.str.split("@").str[1].fillna("999")
-    rows = []
+    timestep, rows, none = runs.model.str.split("@").str[1].fillna("999"), [], [""] * len(WIDTHS)
     for method in runs.method.unique():
-        own = runs[runs.method == method]
-        for base in ("999", "998"):
-            for t in own.t.unique():
-                if base == "999" or t == "499":
-                    both = own[own.t.isin((base, t))].assign(model="", method=own.t)
-                    gap = differences(both.sort_values("t", key=lambda s: s == t))
-                    gaps = [_gap(gap[gap.recipe == width]) for width in WIDTHS] if t != base else [""] * 3
-                    cells = _cells(own[own.t == t]) if base == "999" else [""] * 3
-                    rows.append([_called(method), f"{t}, over {base}" if t != base else t, *cells, *gaps])
+        own = runs.assign(model="", method=timestep)[runs.method == method]  # one model: differences between timesteps
+        rows.append([_called(method), "999", *_cells(own[own.method == "999"]), *none])
+        for t in ("499", "249", "1", "998"):
+            rows.append([_called(method), f"{t}, over 999", *_cells(own[own.method == t]), *_over(own, t, "999")])
+        rows.append([_called(method), "499, over 998", *none, *_over(own, "499", "998")])
     return _table(["method", "t", *WIDTHS, *(f"{w}, over" for w in WIDTHS)], rows)
 
 

@@ -224,13 +224,15 @@ def test_shared_norms_give_tiles_the_statistics_of_the_whole():
 # -- on the embedded model --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tiling", [Tiling(32, 8), Tiling(48, 16, stages=True, shared=True)], ids=["paths", "stages"])
-def test_tiles_of_the_embedded_model_are_near_the_picture_without_them(tiling):
+@pytest.mark.parametrize(
+    ("tiling", "least"), [(Tiling(32, 8), 40), (Tiling(48, 16, stages=True, shared=True), 35)], ids=["paths", "stages"]
+)
+def test_tiles_of_the_embedded_model_are_near_the_picture_without_them(tiling, least):
     """A tile sees only itself: attention and GroupNorm differ.  Measured: 41.9 and 35.6 dB."""
     embedded, lr = lab.tiny(), lab.bundled("test", size=256)[0].lr  # 64 x 64
     whole = embedded(lr, None)
     found = psnr_rgb(embedded(lr, tiling), whole)
-    assert found > 34
+    assert found > least
     assert found > psnr_rgb(upsample(lr[None])[0], whole) + 6, "much nearer than the enlarged LR image is"
 
 
