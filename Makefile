@@ -5,15 +5,14 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, from 64 crops, and at equal cost from about 256:
-#                figures/methods*.csv (several hours)
+# make methods   every method tuned alike, three seeds, from 64 crops, and at equal cost: figures/methods*.csv (two hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
-#                (about an hour and a half)
+#                (20 minutes, and as many to train the third)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
-# make table2_whole REALSR=FOLDER   the same at W6A6 on RealSR's whole pictures: figures/table2_whole*.csv (an hour)
-# make lowbits   every method at 8 to 2 bits, three seeds: figures/low_bits.csv, and two for longer (about three hours)
+# make table2_whole REALSR=FOLDER   the same at W6A6 on 25 of RealSR's pictures, whole: figures/table2_whole*.csv (20 minutes)
+# make lowbits   every method at 4 to 2 bits, three seeds: figures/low_bits*.csv (an hour)
 # make timesteps PHOTOGRAPHS=FOLDER   two methods at four timesteps, three seeds: figures/timesteps*.csv (a quarter of an hour)
-# make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (about an hour)
+# make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (20 minutes, after lowbits)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,15 +48,13 @@ notebooks: $(READY)
 
 # Many pairs once, not few of them often: with other pairs a calibration then ends nearly as well.
 PAIRS := --pairs 64 --epochs 1
-MANY := --pairs 256 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 EQUAL := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
-	$(BIN)/python -m passionsr_lab tune $(MANY) --methods $(EQUAL) --jobs 2 --csv figures/tuning_256.csv
-	$(BIN)/python -m passionsr_lab compare $(MANY) --methods $(EQUAL) --tuned figures/tuning_256.csv --cost passionsr \
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(EQUAL) --tuned figures/tuning.csv --cost passionsr \
 	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
@@ -71,19 +68,20 @@ STABLE = $(BIN)/python -m passionsr_lab compare --epochs 1 --jobs 2 --csv figure
 build/narrow:
 	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --out $@ --shape narrow --part 0.1
 stability: $(READY) build/narrow
-	$(STABLE).csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
+	$(STABLE).csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias,passionsr --seeds 5
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
-	$(STABLE)_bias.csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias --seeds 5
 	for pairs in 64 128 256 512; do \
 	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant; Q-Diffusion from the pairs that its rates were chosen
-# with.  REALSR is the folder of RealSR's test pairs: centre crops at three widths, or at W6A6 whole pictures.
+# with.  REALSR is the folder of RealSR's test pairs (lr/ and hr/): centre crops at three widths, or at W6A6 whole pictures,
+# every fourth, none of those that `tools.transfer` looks at.
 ROWS := FP,PassionSR-FP,maxmin,let,lsq,efficientdm,svdquant,lbq+let,passionsr
 TABLE2 = $(BIN)/python -m passionsr_lab table2 --size 64 --protocol offline --jobs 2
 CROPS = --bits W8A8,W6A6,W4A4 --datasets bundled,RealSR=$(REALSR) --crop 128
-WHOLE = --bits W6A6 --datasets RealSR=$(REALSR)
+PART := build/whole_pairs
+WHOLE = --bits W6A6 --datasets RealSR=$(PART)
 define paper
 	$(TABLE2) $(2) $(PAIRS) --methods $(ROWS) --tuned figures/tuning.csv --out build/$(1)
 	$(TABLE2) $(2) --pairs 16 --methods q-diffusion --tuned figures/tuning_q_diffusion.csv --out build/$(1)_q
@@ -93,14 +91,21 @@ endef
 table2: $(READY)
 	$(call paper,$@,$(CROPS))
 table2_whole: $(READY)
+	rm -rf $(PART)
+	for side in lr hr; do mkdir -p $(PART)/$$side; ls $(REALSR)/$$side | awk 'NR % 4 == 2' \
+	    | xargs -I NAME ln -s $(abspath $(REALSR))/$$side/NAME $(PART)/$$side || exit; done
 	$(call paper,$@,$(WHOLE))
 
-LOW := maxmin,let,passionsr,lsq,q-diffusion,efficientdm,svdquant,quantvsr,qartsr,best-merged,best
+# Methods for few bits are tuned at W4A4, the others have the rates of `make methods`.
+FEW := qartsr,quantvsr,best-merged,best
+LOW := maxmin,let,passionsr,lsq,efficientdm,svdquant,$(FEW)
+BOTH := --tuned figures/tuning.csv --tuned figures/tuning_low.csv --seeds 3 --jobs 2
 lowbits: $(READY)
-	$(BIN)/python -m passionsr_lab compare --recipes W8A8,W6A6,W4A4,W3A3,W2A2 --methods $(LOW) --seeds 3 --jobs 2 \
+	$(BIN)/python -m passionsr_lab tune $(PAIRS) --recipes W4A4 --methods $(FEW) --jobs 2 --csv figures/tuning_low.csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --recipes W4A4,W3A3,W2A2 --methods $(LOW) $(BOTH) \
 	    --csv figures/low_bits.csv
-	$(BIN)/python -m passionsr_lab compare --recipes W4A4 --methods passionsr,efficientdm --epochs 16 --seeds 3 --jobs 2 \
-	    --csv figures/low_bits_long.csv
+	$(BIN)/python -m passionsr_lab compare --recipes W4A4,W3A3,W2A2 --methods q-diffusion \
+	    --tuned figures/tuning_q_diffusion.csv --seeds 3 --jobs 2 --csv figures/low_bits_q_diffusion.csv
 
 # The variants' last layers are not those of t = 999, they were fitted; `refit` is fitted alike, at t = 998, which is the
 # same to a network: what differs between it and the others is the timestep alone.
@@ -113,13 +118,13 @@ timesteps: $(READY) $(REFIT)
 	$(TIMES).csv --model tiny,tiny@499,tiny@249,tiny@1
 	$(TIMES)_refit.csv --model build/refit@998
 
-MIXED := let,passionsr,efficientdm,svdquant,best-merged,best
+MIXED := let,passionsr,efficientdm,svdquant,quantvsr,best
 mixed: $(READY)
 	$(BIN)/python -m passionsr_lab mixed --budget bit_operations=2.94e12 --name "mixed 4" --out figures/mixed_4.json
 	$(BIN)/python -m passionsr_lab mixed --widths 2,3,4,6,8 --budget bit_operations=1.35e12 --name "mixed 2" \
 	    --out figures/mixed_2.json
-	$(BIN)/python -m passionsr_lab compare --recipes W4A4,figures/mixed_4.json,W2A2,figures/mixed_2.json \
-	    --methods $(MIXED) --seeds 3 --jobs 2 --csv figures/mixed.csv
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --recipes W4A4,figures/mixed_4.json,W2A2,figures/mixed_2.json \
+	    --methods $(MIXED) $(BOTH) --csv figures/mixed.csv
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -30,6 +30,7 @@ from passionsr_lab.calibration.state import load_state, state
 from passionsr_lab.evaluation.tables import provenance
 from passionsr_lab.quantization.place import segment_modules
 from passionsr_lab.quantization.slots import trainable
+from passionsr_lab.tools import readme
 from passionsr_lab.tools.notebooks import committed, figures_folder
 
 # %% tags=["parameters"]
@@ -236,13 +237,11 @@ comparison.round(2).T
 
 # %% [markdown]
 # ## With seeds, and on other models
-# (The runs of this section are of the embedded model of 2026-11-29, and wait to be measured again.)
-#
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
-# DQC, and LET's untrained start (`let`), with five seeds, each with 256 crops of its own that are seen once, on the
-# embedded model at t = 999 and at t = 249, and on one of other widths and latent channels, which the package's own
-# command trains. *Spread* is the largest difference between two of a row's runs, *below start* how many of them end below
-# LET's start from the same pairs.
+# DQC, LET's untrained start (`let`) and the same with its biases corrected (`let+bias`), with five seeds, each with 64 crops
+# of its own that are seen once, on the embedded model at t = 999 and at t = 249, and on one of other widths and latent
+# channels, which the package's own command trains. *Spread* is the largest difference between two of a row's runs, *below
+# start* how many of them end below LET's start from the same pairs.
 
 
 # %%
@@ -267,7 +266,7 @@ if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
     drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + "\n" + runs.recipe)
-    heading = "DQC and LET's start on three models: all runs"
+    heading = "DQC and what it starts from on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)
     stable.axes[0].set_xlabel("model, recipe")
     plots.save(stable, "05_stability", FIGURES)
@@ -276,16 +275,11 @@ stable
 # %% [markdown]
 # Some of what differs between LET's starts is constant: what quantization adds to a layer's output is not 0 in the mean,
 # how much it is depends on where nearly constant values fall between two points of a grid, and the one step amplifies it.
-# `let+bias` measures it on 16 of the pairs and takes it off the biases, which costs little and trains nothing. From 64
-# crops, and what it gains at equal seeds, with half of the 95 % interval:
+# `let+bias` measures it on 16 of the pairs and takes it off the biases, which costs little and trains nothing. What that
+# and DQC gain over the start at equal seeds, with half of the 95 % interval, bold where it does not hold 0:
 
 # %%
-biased, corrected = committed(f"{COMMITTED}_bias_runs"), None
-if biased is not None:
-    corrected = spread(biased, ["model", "recipe", "method"]).round(2)
-    found = committed(f"{COMMITTED}_bias_differences").set_index(["model", "recipe", "method"])
-    corrected = corrected.join(found[["difference", "half_width"]].round(2))
-corrected.rename(names).fillna("") if corrected is not None else None
+readme.shown("starts")
 
 # %% [markdown]
 # With two threads sums are done in another order, and what differs in its last bits at first ends elsewhere. Runs of

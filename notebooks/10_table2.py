@@ -118,11 +118,9 @@ gain.drop(columns="note").round(3)
 
 # %% [markdown]
 # ## The whole table
-# (Of the embedded model of 2026-11-29 where pictures are whole; that waits to be measured again.)
-#
 # `make table2` and `make table2_whole`: from 64 crops that are seen once (Q-Diffusion: 16, four times), with rates chosen on
 # tuning pictures, one seed; eight bundled pictures and RealSR's 100 test pictures, centre crops of 128 pixels and, at W6A6,
-# all of their 512. PSNR-Y / FSIM, then every metric of the whole pictures; the files have those of the crops, too.
+# every fourth whole, 512 pixels. PSNR-Y / FSIM, then every metric of the whole pictures; the files have those of the crops.
 
 # %%
 readme.shown("table2")
@@ -133,7 +131,7 @@ readme.shown("whole")
 # %%
 means = committed("table2_whole_means")  # with the intervals
 if means is not None:
-    told = {"model": "tiny", "pairs": "64 of 64 px, Q-Diffusion's 16", "one run": "each", "pictures": "100 of 512 px"}
+    told = {"model": "tiny", "pairs": "64 of 64 px, Q-Diffusion's 16", "one run": "each", "pictures": "25 of 512 px"}
     heading = "Quality on RealSR's whole pictures, 95 % intervals over pictures"
     figure = plots.intervals(means[means.metric.isin(DRAWN)], labels=DRAWN, heading=heading, caption=told)
     plots.save(figure, "10_whole", FIGURES)
@@ -186,45 +184,38 @@ if have:
     told["seeds"] = ", ".join(map(str, sorted(at.seed.unique())))
     axes = ("CPU seconds of a calibration", "PSNR to full precision (dB)")
     figure = plots.curves(
-        at, "cpu_seconds", "psnr_fp", "method", axes, "Quality against cost at W6A6", width=plots.PAGE, caption=told
+        at,
+        "cpu_seconds",
+        "psnr_fp",
+        "method",
+        axes,
+        "Quality against cost at W6A6",
+        joined=False,
+        width=plots.PAGE,
+        caption=told,
     )
     plots.save(figure, "10_cost", FIGURES)
 figure if have else None
 
 # %% [markdown]
 # ## At equal cost
-# (Of the embedded model of 2026-11-29; it waits to be measured again.)
-#
-# The same methods once more, each with as many crops, seen once, as it can have for the CPU seconds that `passionsr` takes
-# from 256 (what trains nothing has 256), and with rates that were chosen from 256 crops, on past either end of the four
-# factors where the best one was there (`figures/tuning_256.csv`, `figures/methods_cost_runs.csv`). Q-Diffusion, which from
-# the 16 crops of the first table costs nearly as much already, is not here. First the choice: PSNR to full precision on the
-# tuning pictures by width, and in the mean that decides.
-
-# %%
-equal, choice = committed("methods_cost_runs"), committed("tuning_256")
-have_equal = equal is not None and choice is not None
-if have_equal:
-    choice = choice.assign(method=choice.method.map(labels))
-    chosen = choice[choice.chosen].groupby("method").rates.first()
-    both = pd.concat([choice, choice.assign(recipe="mean")])
-    tried = both.pivot_table(index=["method", "recipe"], columns="rates", values="psnr_fp", sort=False).round(2)
-    tried = tried[sorted(tried)].loc[[(name, width) for name in chosen.index for width in both.recipe.unique()]]
-    tried["chosen"] = [chosen[name] if width == "mean" else "" for name, width in tried.index]
-tried if have_equal else None
+# The same methods once more with the same rates, each with as many crops, seen once, as it can have for the CPU seconds
+# that `passionsr` takes from 64 (what trains nothing has 64; `figures/methods_cost_runs.csv`). Q-Diffusion, which costs more
+# from 16 crops already, is not here.
 
 # %%
 readme.shown("equal cost")
 
 # %%
-if have_equal:
+equal = committed("methods_cost_runs")
+if equal is not None:
     equal = equal.replace({"method": labels})
     settings = ("model", "size", "epochs", "batch", "compiled", "threads", "torch", "instructions")
     told = {name: ", ".join(map(str, sorted(equal[name].unique()))) for name in settings}
-    heading = "Every method for the CPU seconds of PassionSR from 256 crops"
+    heading = "Every method for the CPU seconds of PassionSR from 64 crops"
     figure = plots.ablation(equal, heading=heading, width=plots.PAGE, caption=told)
     plots.save(figure, "10_equal_cost", FIGURES)
-figure if have_equal else None
+figure if equal is not None else None
 
 # %%
 readme.shown("equal cost gaps")

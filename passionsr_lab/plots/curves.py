@@ -25,6 +25,7 @@ def curves(
     heading: str = "",
     log: Sequence[str] = (),
     mark: float | None = None,
+    joined: bool = True,
     width: float = COLUMN,
 ):
     """One curve of `y` against `x` for every value of the column `by`; several rows of one x are its seeds.
@@ -34,6 +35,7 @@ def curves(
         labels: of the two axes, with units; by default the columns' names.
         log: which of "x" and "y" are logarithmic; values that are not positive are left out there.
         mark: an x at which a vertical line is drawn.
+        joined: False for points that have no order: every row is a mark, no line joins them.
     """
     require(frame, x, y, *([by] if by else []))
     labels, every, lines = (labels[0] or x, labels[1] or y), keys(frame, by) if by else [y], []
@@ -42,7 +44,8 @@ def curves(
     on_it = reversed(range(len(every))) if len(every) <= FEW else [0] * len(every)  # so many rings would hide all
     for above, key, style in zip(on_it, every, looks(by, every)):
         own = frame if by is None else frame[frame[by] == key]
-        lines.append(draw_curve(ax, own, own[x].duplicated().any(), x, y, style, str(key), above))
+        style |= {} if joined else {"linestyle": "none"}
+        lines.append(draw_curve(ax, own, joined and own[x].duplicated().any(), x, y, style, str(key), above))
     for name in log:
         log_axis(getattr(ax, f"{name}axis"))
     if mark is not None:
@@ -58,7 +61,7 @@ def draw_curve(ax, own: DataFrame, seeds: bool, x: str, y: str, style: dict, lab
 
     `above` curves may lie on this one: its marks are hollow and larger, so that they show around theirs.
     """
-    many = own[x].nunique() > 40
+    many = style["linestyle"] != "none" and own[x].nunique() > 40
     style = style | ({"marker": ""} if many else {"ms": 3 + 1.5 * above}) | ({"mfc": "none"} if above else {})
     if not seeds:
         return ax.plot(own[x], own[y], **style, label=label)[0]

@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 WIDTHS = ("W8A8", "W6A6", "W4A4")
-LOW = ("W8A8", "W6A6", "mixed 4", "W4A4", "W3A3", "mixed 2", "W2A2")
+LOW = ("mixed 4", "W4A4", "W3A3", "mixed 2", "W2A2")
 STEPS = (  # what is asked of the methods: the first over the second
     ("lbq", "maxmin"), ("let", "lbq"), ("lbq+let", "lbq"), ("passionsr", "lbq+let"), ("passionsr", "passionsr-strict"),
     ("passionsr+e2e", "passionsr"), ("passionsr", "efficientdm"), ("passionsr", "lsq"), ("passionsr", "lsq+"),
     ("passionsr", "q-diffusion"), ("passionsr", "svdquant"), ("lsq-published", "maxmin"),
     ("efficientdm-published", "efficientdm"), ("official", "let"),
+)  # fmt: skip
+FEW = (  # and of those for few bits
+    ("best-merged", "passionsr"), ("best", "best-merged"), ("best", "svdquant"), ("best", "qartsr"),
+    ("best", "quantvsr"), ("qartsr", "quantvsr"),
 )  # fmt: skip
 METRICS = ("PSNR", "SSIM", "MS-SSIM", "FSIM", "VIF", "GMSD", "NLPD")
 BUDGETS = (64, 128, 256, 512)
@@ -106,16 +110,16 @@ def _gap(found: DataFrame) -> str:
     return f"**{text}**" if abs(difference) > half else text
 
 
-def _over(runs: DataFrame, method: str, other: str) -> list[str]:
+def _over(runs: DataFrame, method: str, other: str, widths: Sequence[str] = WIDTHS) -> list[str]:
     """Per width what a method is over another."""
     pair = differences(runs[runs.method.isin((method, other))].sort_values("method", key=lambda m: m == method))
-    return [_gap(pair[pair.recipe == width]) for width in WIDTHS]
+    return [_gap(pair[pair.recipe == width]) for width in widths]
 
 
-def _gaps(runs: DataFrame) -> list[str]:
-    asked = [step for step in STEPS if {*step} <= {*runs.method}]
-    rows = ([f"`{method}` over `{other}`", *_over(runs, method, other)] for method, other in asked)
-    return _table(["", *WIDTHS], rows)
+def _gaps(runs: DataFrame, steps: Sequence[tuple[str, str]] = STEPS, widths: Sequence[str] = WIDTHS) -> list[str]:
+    asked = [step for step in steps if {*step} <= {*runs.method}]
+    rows = ([f"`{method}` over `{other}`", *_over(runs, method, other, widths)] for method, other in asked)
+    return _table(["", *widths], rows)
 
 
 def _table2() -> list[str]:
@@ -149,13 +153,13 @@ def _stability() -> list[str]:
     return _table(["model", "method", *WIDTHS, "CPU s"], rows)
 
 
-def _bias() -> list[str]:
-    runs, rows = _runs("stability_bias"), []
-    for model, own in runs.groupby("model", sort=False):
-        name, (plain, corrected) = model.split("/")[-1], own.method.unique()
-        rows += ([name, _called(method), *_spreads(own[own.method == method])] for method in (plain, corrected))
-        rows.append([name, "gain", *_over(own, corrected, plain)])
-    return _table(["model", "", *WIDTHS], rows)
+def _starts() -> list[str]:
+    rows = (
+        [model.split("/")[-1], f"`{method}`", *_over(own, method, "let")]
+        for model, own in _runs("stability").groupby("model", sort=False)
+        for method in ("let+bias", "passionsr")
+    )
+    return _table(["model", "over `let`", *WIDTHS], rows)
 
 
 def _budgets() -> list[str]:
@@ -188,12 +192,21 @@ def _timesteps() -> list[str]:
     return _table(["method", "t", *WIDTHS, *(f"{w}, over" for w in WIDTHS)], rows)
 
 
+def _few() -> DataFrame:
+    return _runs("low_bits", "low_bits_q_diffusion", "mixed").drop_duplicates(["recipe", "method", "seed"])
+
+
 def _low_bits() -> list[str]:
-    runs = _runs("low_bits", "mixed").drop_duplicates(["recipe", "method", "seed"])
+    runs = _few()
     own = {name: runs[runs.method == name] for name in METHODS}
     cpu = lambda found: f"{found.cpu_seconds[found.recipe == 'W4A4'].mean():.0f}"
-    rows = ([_called(name), *_cells(found, LOW, False), cpu(found)] for name, found in own.items() if len(found))
-    return _table(["method", *LOW, "CPU s"], rows)
+    rates = lambda name, found: f"{found.rates.iloc[0]:g}" if METHODS[name].stages else ""
+    rows = (
+        [_called(name), *_cells(found, LOW, False), rates(name, found), cpu(found)]
+        for name, found in own.items()
+        if len(found)
+    )
+    return _table(["method", *LOW, "rates", "CPU s"], rows)
 
 
 TABLES: dict[str, Callable[[], list[str]]] = {
@@ -204,10 +217,11 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "table2": _table2,
     "whole": _whole,
     "stability": _stability,
-    "bias": _bias,
+    "starts": _starts,
     "budgets": _budgets,
     "timesteps": _timesteps,
     "low bits": _low_bits,
+    "low bits gaps": lambda: _gaps(_few(), FEW, LOW),
 }
 
 

@@ -318,6 +318,8 @@ def test_curves_show_seeds_as_mean_and_band_and_their_names_at_their_ends():
     assert not single.collections and [t.get_gid() for t in single.texts] == [END] * 3
     under, over = single.lines[0], single.lines[2]  # the same values: both are seen
     assert under.get_markersize() > over.get_markersize() and under.get_markerfacecolor() == "none"
+    apart = plots.curves(seeds, "bits", "db", "method", joined=False).axes[0].lines[0]  # rows that are no way
+    assert apart.get_linestyle() == "None" and apart.get_ydata().tolist() == [6, 8, 18, 20]
 
 
 def test_layers_stay_in_network_order():
