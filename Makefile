@@ -7,7 +7,7 @@
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
 # make methods   every method tuned alike, three seeds, from 64 crops, and at equal cost: figures/methods*.csv (two hours)
 # make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
-#                (20 minutes, and as many to train the third)
+#                (20 minutes, and a quarter of an hour to train the third)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
 # make table2_whole REALSR=FOLDER   the same at W6A6 on 25 of RealSR's pictures, whole: figures/table2_whole*.csv (20 minutes)
 # make lowbits   every method at 4 to 2 bits, three seeds: figures/low_bits*.csv (an hour)

@@ -90,12 +90,16 @@ def _span(values: Series) -> str:
     return " to ".join(f"{v:.0f}" for v in sorted({values.min(), values.max()}))
 
 
+def _rates(runs: DataFrame) -> str:
+    """The factor of a method's rates; nothing of one that trains nothing."""
+    return f"{runs.rates.iloc[0]:g}" if METHODS[runs.method.iloc[0]].stages else ""
+
+
 def _methods(runs: DataFrame) -> list[str]:
     def row(method: str) -> list[object]:
         own = runs[runs.method == method]
-        rates = f"{own.rates.iloc[0]:g}" if METHODS[method].stages else ""
         costs = f"{own.cpu_seconds.mean():.0f}", f"{own.peak_bytes.mean() / 1e9:.2f}"
-        return [_called(method), *_cells(own), _span(own.pairs), rates, *costs]
+        return [_called(method), *_cells(own), _span(own.pairs), _rates(own), *costs]
 
     head = ["method", *WIDTHS, "crops", "rates", "CPU s", "peak (GB)"]
     return _table(head, map(row, [name for name in METHODS if name in {*runs.method}]))
@@ -200,9 +204,8 @@ def _low_bits() -> list[str]:
     runs = _few()
     own = {name: runs[runs.method == name] for name in METHODS}
     cpu = lambda found: f"{found.cpu_seconds[found.recipe == 'W4A4'].mean():.0f}"
-    rates = lambda name, found: f"{found.rates.iloc[0]:g}" if METHODS[name].stages else ""
     rows = (
-        [_called(name), *_cells(found, LOW, False), rates(name, found), cpu(found)]
+        [_called(name), *_cells(found, LOW, False), _rates(found), cpu(found)]
         for name, found in own.items()
         if len(found)
     )
