@@ -31,7 +31,7 @@ STEPS = (  # what is asked of the methods: the first over the second
     ("passionsr", "q-diffusion"), ("passionsr", "svdquant"), ("lsq-published", "maxmin"),
     ("efficientdm-published", "efficientdm"), ("official", "let"),
 )  # fmt: skip
-FEW = (  # and of those for few bits
+LOW_STEPS = (  # and of those for few bits
     ("best-merged", "passionsr"), ("best", "best-merged"), ("best", "svdquant"), ("best", "qartsr"),
     ("best", "quantvsr"), ("qartsr", "quantvsr"),
 )  # fmt: skip
@@ -196,12 +196,12 @@ def _timesteps() -> list[str]:
     return _table(["method", "t", *WIDTHS, *(f"{w}, over" for w in WIDTHS)], rows)
 
 
-def _few() -> DataFrame:
+def _low_runs() -> DataFrame:
     return _runs("low_bits", "low_bits_q_diffusion", "mixed").drop_duplicates(["recipe", "method", "seed"])
 
 
 def _low_bits() -> list[str]:
-    runs = _few()
+    runs = _low_runs()
     own = {name: runs[runs.method == name] for name in METHODS}
     cpu = lambda found: f"{found.cpu_seconds[found.recipe == 'W4A4'].mean():.0f}"
     rows = (
@@ -224,7 +224,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "budgets": _budgets,
     "timesteps": _timesteps,
     "low bits": _low_bits,
-    "low bits gaps": lambda: _gaps(_few(), FEW, LOW),
+    "low bits gaps": lambda: _gaps(_low_runs(), LOW_STEPS, LOW),
 }
 
 
