@@ -30,16 +30,19 @@ class Activations:
         batch: how many pictures of one size go through a segment together, as each of `batches`.
         lean: for full-size models: gradient checkpointing, only the segment at work on the device, and of every picture
             only the LR image and the latents are kept; what has the image's size is made again when it is needed.
+        judges: the pictures whose losses are asked for.
     """
 
-    def __init__(self, q: QuantizedSR, images: Sequence[Tensor], batch: int = 1, lean: bool = False):
-        self.q, self.batch, self.lean, self.resident = q, batch, lean, "all"
+    def __init__(
+        self, q: QuantizedSR, images: Sequence[Tensor], batch: int = 1, lean: bool = False, judges: Sequence[int] = ()
+    ):
+        self.q, self.batch, self.lean, self.judges, self.resident = q, batch, lean, judges, "all"
         self.batches = list(batches(range(len(images)), [x.shape for x in images], batch))
         self.device = q.prompt_embedding.device
         self.runs = {segment.name: segment.run for segment in q.segments()} | {"all": q.restore}
         self.inputs = self._held(lambda i: q.prepare(images[i].to(self.device)), len(images))
         self.full: dict[str, Sequence[Tensor]] = {}
-        self._entering: dict[str, Sequence[Tensor]] = {}
+        self._leaving: dict[str, dict[int, Tensor]] = {}
 
     def forward(self, segment: str, x: Tensor) -> Tensor:
         """What leaves a segment, or with "all" the whole path, when x enters it: z_L, z_H after Eq. 9, or the image."""
@@ -74,22 +77,28 @@ class Activations:
         before = MODULES[MODULES.index(segment) - 1]
         if upstream == "float":
             return self.full[before]
-        if segment not in self._entering:
-            self._entering[segment] = self.map(before, self.entering(before))
-        return self._entering[segment]
+        self.leaving(before, self.judges)  # apart, as for their loss: rounding depends on how many go together
+        return self.leaving(before, range(len(self.inputs)))
+
+    def leaving(self, segment: str, rows: Sequence[int]) -> list[Tensor]:
+        """What leaves a segment through quantized modules as they are now, of these pictures; kept until `changed`."""
+        kept, inputs = self._leaving.setdefault(segment, {}), self.entering(segment)
+        missing = [i for i in rows if i not in kept]
+        kept |= zip(missing, self.map(segment, [inputs[i] for i in missing]))
+        return [kept[i] for i in rows]
 
     def keep(self, count: int) -> None:
         """Forgets all pictures but the first so many."""
         first = lambda held: [held[i] for i in range(min(count, len(held)))]
         self.batches = [kept for rows in self.batches if (kept := [i for i in rows if i < count])]
+        self.judges = [i for i in self.judges if i < count]
         self.inputs, self.full = first(self.inputs), {name: first(held) for name, held in self.full.items()}
-        self._entering.clear()
+        self._leaving.clear()
 
     def changed(self, segment: str) -> None:
-        """Tells that a segment's quantizers have changed: what was computed behind it no longer holds."""
-        first = 0 if segment == "all" else MODULES.index(segment)
-        for later in MODULES[first + 1 :]:
-            self._entering.pop(later, None)
+        """Tells that a segment's quantizers have changed: what was computed with it no longer holds."""
+        for name in MODULES if segment == "all" else MODULES[MODULES.index(segment) :]:
+            self._leaving.pop(name, None)
 
     # -- memory ---------------------------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ class Calibration:
         self.q, self.method, self.rates = q, method, {**method.rates, **(rates or {})}
         self.epochs, self.batch, self.seed, self.compiled = epochs, batch, seed, passes.wanted(compiled)
         self.images = [pair.lr[None] for pair in pairs]
-        self.judges = sorted(np.random.default_rng(seed).permutation(len(pairs))[:JUDGES].tolist())
-        self.data = Activations(q, self.images, batch, lean)
+        judges = sorted(np.random.default_rng(seed).permutation(len(pairs))[:JUDGES].tolist())
+        self.data = Activations(q, self.images, batch, lean, judges)
         self.stages = expanded(method.stages, self.data, q.recipe.modules)
         self.stage, self.step, self.first = 0, 0, math.nan
         self.ends: list[dict] = []  # the "end" record of every stage that is done
@@ -178,10 +178,9 @@ class Calibration:
             self._average(trained, self.step - round((1 - self.method.average) * len(steps)))
             yield self._record(stage, block, "step", loss, len(steps), lr=rate)
         if self.mean:
-            _put(trained, self.mean)
+            self._put(work, trained, self.mean)
             self.mean = {}
         last, length = self._backtrack(work, trained) if self.method.backtrack else (self._judged(work), 1.0)
-        self.data.changed(stage.segment)
         self.ends.append(self._record(stage, block, "end", last, len(steps), step_length=length))
         self.stage, self.step, self.optimizer_state = self.stage + 1, 0, None
         if self.stage == len(self.stages):
@@ -197,7 +196,7 @@ class Calibration:
         return self.ends[-1]["loss"] if same else None
 
     def _judged(self, work: Task) -> float:
-        return work.mean_loss(self.batch, self.judges)
+        return work.mean_loss(self.batch, self.data.judges)
 
     def _trained(self, optimizer: torch.optim.Adam) -> dict[str, torch.Tensor]:
         """What the optimizer moves, by its name in the pipeline's state."""
@@ -219,12 +218,19 @@ class Calibration:
         """
         after = _copied(trained)
         for length in STEP_LENGTHS:
-            _put(trained, {k: _between(self.before[k], after[k], length) for k in after})
+            self._put(work, trained, {k: _between(self.before[k], after[k], length) for k in after})
             loss = self._judged(work)
             if loss < self.first:
                 return loss, length
-        _put(trained, self.before)
+        self._put(work, trained, self.before)
         return self.first, 0.0
+
+    @torch.no_grad()
+    def _put(self, work: Task, trained: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+        """Gives what a stage trains these values."""
+        for name, tensor in trained.items():
+            tensor.copy_(values[name])
+        self.data.changed(work.stage.segment)
 
     def probe(self) -> Iterator[dict]:
         """One step of each segment, all tags that the method trains together, to see what steps take: a record each.
@@ -369,12 +375,6 @@ def _sentence(end: dict) -> str:
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.detach().clone() for name, t in tensors.items()}
-
-
-@torch.no_grad()
-def _put(tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    for name, t in tensors.items():
-        t.copy_(values[name])
 
 
 def _between(start: torch.Tensor, end: torch.Tensor, length: float) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Task:
     inputs: one per pair: a tensor of batch 1, or for a block its (arguments, keywords).
     targets: for "output" and "image", one tensor per pair.
     outputs: inputs of some rows -> {"output": ..., "image": ...}.
+    leaving: where "output" is all that is compared, and what a next module begins with: some rows -> their outputs.
     """
 
     stage: Stage
@@ -32,6 +34,7 @@ class Task:
     inputs: Sequence
     targets: dict[str, Sequence[Tensor]]
     outputs: Callable[[list], dict[str, Tensor]]
+    leaving: Callable[[Sequence[int]], list[Tensor]] | None = None
 
     def loss(self, rows: Sequence[int]) -> Tensor:
         """The stage's loss of these pairs together."""
@@ -48,7 +51,10 @@ class Task:
         """The mean of the losses of these pairs, or of all, `batch` of them at a time going through the model."""
         found, rows = [], range(len(self.inputs)) if rows is None else rows
         for chunk in batches(rows, self.shapes(), batch):
-            outputs = {at: y.split(1) for at, y in self.outputs([self.inputs[i] for i in chunk]).items()}
+            if self.leaving is None:
+                outputs = {at: y.split(1) for at, y in self.outputs([self.inputs[i] for i in chunk]).items()}
+            else:
+                outputs = {"output": self.leaving(chunk)}
             for n, i in enumerate(chunk):
                 targets = {at: self.targets[at][i] for at in outputs}
                 found.append(self._loss({at: ys[n] for at, ys in outputs.items()}, targets))
@@ -84,7 +90,9 @@ def task(stage: Stage, block: str | None, data: Activations) -> Task:
 
     targets = {"output": data.full[stage.segment], "image": data.full["all"]}
     scope = segment_modules(data.q, stage.segment)
-    return Task(stage, scope, data.entering(stage.segment, stage.upstream), targets, outputs)
+    leaving = partial(data.leaving, stage.segment)
+    kept = leaving if followers and stage.upstream == "quantized" and places == {"output"} else None
+    return Task(stage, scope, data.entering(stage.segment, stage.upstream), targets, outputs, kept)
 
 
 def _block_task(stage: Stage, name: str, data: Activations) -> Task:

@@ -112,8 +112,7 @@ def walk_of(x: Tensor, scale, shift, lower, upper, grid, minus: Tensor | None = 
 
 def values(x: Tensor, walk: Walk, out: Tensor | None = None) -> Tensor:
     """Q(x~) - minus, of the shape of x, in `out` or in new memory."""
-    from . import loops
-
+    loops = _loops()
     x = as_it_lies(x, walk.tiles)
     out = torch.empty_like(x) if out is None else out
     kernel = loops.plane_values if walk.planes else loops.row_values
@@ -122,23 +121,24 @@ def values(x: Tensor, walk: Walk, out: Tensor | None = None) -> Tensor:
 
 
 def gradients(
-    grad: Tensor, x: Tensor, walk: Walk, around: np.ndarray | None = None, wanted: bool = True
-) -> tuple[Tensor | None, np.ndarray, np.ndarray]:
+    grad: Tensor, x: Tensor, walk: Walk, around: np.ndarray | None = None, wanted: bool = True,
+    seen: Tensor | None = None,
+) -> tuple[Tensor | None, np.ndarray, np.ndarray]:  # fmt: skip
     """Gradients, from that of Q(x~), of x (None if not `wanted`), of both boundaries (2, n), and of scale and shift
     (2, tiles, channels).
 
     around: per channel, all that Q(0) gets, in all places; what x gets is not Q(0)'s.
+    seen: takes what `values` gives, on the way.
     """
-    from . import loops
-
+    loops = _loops()
     grad, x = (as_it_lies(t, walk.tiles) for t in (grad, x))
     out = torch.empty_like(x) if wanted else None  # not `grad` again: a loop that writes what it reads stays scalar
     of_bounds, of_scaling = (np.empty((2, len(a)), a.dtype) for a in (walk.grid[2], walk.minus))
     arrays = (walked(t, walk.shape, walk.tiles) for t in (grad, x))
     everywhere = walk.minus[:0] if around is None else beside(around, walk.tiles)
-    done = None if out is None else walked(out, walk.shape, walk.tiles)
+    done = (None if t is None else walked(t, walk.shape, walk.tiles) for t in (seen, out))
     kernel = loops.plane_gradients if walk.planes else loops.row_gradients
-    kernel(*arrays, *walk.grid, everywhere, done, of_bounds, of_scaling)
+    kernel(*arrays, *walk.grid, walk.minus, everywhere, *done, of_bounds, of_scaling)
     return out, of_bounds, of_scaling.reshape(2, max(1, walk.tiles), -1)
 
 
@@ -150,8 +150,7 @@ def words(t: Tensor) -> np.ndarray | None:
 
 def marks(words: np.ndarray) -> tuple[int, int]:
     """Two sums over the bits, one of them weighted by place."""
-    from . import loops
-
+    loops = _loops()
     return loops.marks(words)
 
 
@@ -162,8 +161,7 @@ def on(*tensors: Tensor) -> bool:
 
 def bounds(low: Tensor, high: Tensor, trim: Tensor, integer: bool) -> tuple[Tensor, Tensor, np.ndarray]:
     """What `fused.Bounds` gives, and which elements cross or are held at zero."""
-    from . import loops
-
+    loops = _loops()
     out, flags = low.new_empty(2, low.numel()), np.empty(low.numel(), np.uint8)
     loops.bounds(_flat(low), _flat(high), array(trim, (2, -1)), integer, array(out), flags)
     return out[0].view(low.shape), out[1].view(low.shape), flags
@@ -171,14 +169,21 @@ def bounds(low: Tensor, high: Tensor, trim: Tensor, integer: bool) -> tuple[Tens
 
 def bounds_gradients(of_lower, of_upper, low, high, trim, flags: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of low, high and trim."""
-    from . import loops
-
+    loops = _loops()
     of_trim, of_range = torch.empty_like(trim), low.new_empty(2, low.numel())
     loops.bounds_gradients(
         _flat(of_lower), _flat(of_upper), _flat(low), _flat(high), array(trim, (2, -1)), flags,
         array(of_trim, (2, -1)), array(of_range),
     )  # fmt: skip
     return of_range[0].view(low.shape), of_range[1].view(low.shape), of_trim
+
+
+@lru_cache
+def _loops():
+    """The kernels, imported once they are needed: importing numba takes a second."""
+    from . import loops
+
+    return loops
 
 
 # -- from tensors to arrays -------------------------------------------------------------------------------------------

@@ -286,6 +286,12 @@ def buffer(slot: int, like: Tensor) -> Tensor | None:
     return views[lies]
 
 
+def room(slot: int, like: Tensor) -> Tensor:
+    """`buffer`, or new memory where there is none."""
+    out = buffer(slot, like)
+    return torch.empty_like(like) if out is None else out
+
+
 def _lying(flat: Tensor, shape: torch.Size, last: bool) -> Tensor:
     """Of this shape, with its channels last in memory or not."""
     if not last:
@@ -295,8 +301,7 @@ def _lying(flat: Tensor, shape: torch.Size, last: bool) -> Tensor:
 
 
 def _copy(t: Tensor, slot: int) -> Tensor:
-    out = buffer(slot, t)
-    return t.clone() if out is None else out.copy_(t)
+    return room(slot, t).copy_(t)
 
 
 def _codes(x, scale, shift, step, base, multiply: bool = False, out: Tensor | None = None) -> Tensor:
@@ -375,20 +380,23 @@ def _compiled_backward(ctx, grad, x, weight, scale, shift, lower, upper, _, __, 
     """`_operation_backward` with compiled passes."""
     conv, needs, walk = ctx.conv, ctx.needs_input_grad, ctx.walk
     x = compiled.as_it_lies(x, walk.tiles)
-    seen = compiled.values(x, walk, buffer(0, x)) if needs[1] else None
+    seen, others, of_weight = room(0, x) if needs[1] else None, [None] * 5, None
     inputs = any((needs[0], *needs[3:7]))
-    inner, of_weight, of_bias = products(grad, x, seen, weight, conv, (inputs, needs[1], needs[2] or value is not None))
-    around = None
-    if value is not None:
-        if needs[1]:
+    inner, _, of_bias = products(grad, x, None, weight, conv, (inputs, False, needs[2] or value is not None))
+    if inputs:
+        around = None
+        if value is not None:
+            around = compiled.array(_whole_field(of_bias, weight, conv, x.shape[1])).reshape(-1)
+        found = compiled.gradients(inner, x, walk, around, needs[0], seen)
+        others = _as_tensors(found, scale, shift, lower, upper)
+    elif needs[1]:
+        compiled.values(x, walk, seen)
+    if needs[1]:
+        _, of_weight, _ = products(grad, x, seen, weight, conv, (False, True, False))
+        if value is not None:
             column = of_bias.view(conv.groups, -1, 1)
             _grouped(of_weight, conv).baddbmm_(column, _columns(value, weight, conv).transpose(1, 2))
-        around = compiled.array(_whole_field(of_bias, weight, conv, x.shape[1])).reshape(-1)
-    of_bias = of_bias if needs[2] else None
-    if not inputs:
-        return None, of_weight, of_bias, *[None] * 6
-    of_x, *others = _as_tensors(compiled.gradients(inner, x, walk, around, needs[0]), scale, shift, lower, upper)
-    return of_x, of_weight, of_bias, *others, None, None
+    return others[0], of_weight, of_bias if needs[2] else None, *others[1:], None, None
 
 
 def _as_tensors(gradients: tuple, scale, shift, lower, upper) -> tuple:

@@ -92,13 +92,15 @@ def spread(few, taps):
 
 
 @kernel
-def plane_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply, around, out, of_bounds, of_scaling):
+def plane_gradients(
+    grad, x, scale, shift, lower, upper, levels, integer, multiply, minus, around, seen, out, of_bounds, of_scaling
+):
     sums = np.zeros((3, lower.size))  # below, above, rounding
     high = levels + HALF
     for c in range(x.shape[1]):
         j = c if lower.size > 1 else 0
         step, base = grid(lower[j], upper[j], levels, integer)
-        by, off = scale[c], shift[c]
+        by, off, last = scale[c], shift[c], base - minus[c]
         all_x, all_g = 0.0, 0.0
         for n in range(x.shape[0]):
             below, above, error, times, inside = ZERO, ZERO, ZERO, ZERO, ZERO
@@ -111,7 +113,10 @@ def plane_gradients(grad, x, scale, shift, lower, upper, levels, integer, multip
                 g = ZERO if under or over else g
                 inside = plus(inside, g)
                 times = plus(times, g * moved)
-                error = plus(error, g * (np.rint(clamped(code, levels)) - code))
+                rounded = np.rint(clamped(code, levels))
+                error = plus(error, g * (rounded - code))
+                if seen is not None:
+                    seen[n, c, t] = rounded * step + last
                 if out is not None:
                     out[n, c, t] = g / by
             all_x += times
@@ -137,11 +142,13 @@ def plane_gradients(grad, x, scale, shift, lower, upper, levels, integer, multip
 
 
 @kernel
-def row_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply, around, out, of_bounds, of_scaling):
+def row_gradients(
+    grad, x, scale, shift, lower, upper, levels, integer, multiply, minus, around, seen, out, of_bounds, of_scaling
+):
     rows, columns = x.shape
     sums, high = np.zeros((3, lower.size)), levels + HALF
     taps = columns // len(scale)
-    by, off = spread(scale, taps), spread(shift, taps)
+    by, off, less = spread(scale, taps), spread(shift, taps), spread(minus, taps)
     times, inside = np.zeros(columns, x.dtype), np.zeros(columns, x.dtype)
     for n in range(rows):
         j = n if lower.size > 1 else 0
@@ -157,7 +164,10 @@ def row_gradients(grad, x, scale, shift, lower, upper, levels, integer, multiply
             g = ZERO if under or over else g
             inside[c] += g
             times[c] += g * moved
-            error = plus(error, g * (np.rint(clamped(code, levels)) - code))
+            rounded = np.rint(clamped(code, levels))
+            error = plus(error, g * (rounded - code))
+            if seen is not None:
+                seen[n, c] = rounded * step + (base - less[c])
             if out is not None:
                 out[n, c] = g * by[c] if multiply else g / by[c]
         sums[0, j] += below

@@ -46,13 +46,13 @@ class QuantizedProduct(torch.autograd.Function):
                 of_s_v += array((grad * out).sum((0, 1)))
                 grad = grad * work.v
             grad, values = work.headed(grad), work.headed(work.quantized("v", v))
-            of_p, trim_p = work.gradient("p", grad @ values.transpose(-1, -2), p, None)
-            of_v = whole(work.quantized("p", p).transpose(-1, -2) @ grad)
-            of_v, trim_v = work.gradient("v", of_v, v, of_s_v)
+            seen, ours = torch.empty_like(p), torch.empty_like(q)
+            of_p, trim_p = work.gradient("p", grad @ values.transpose(-1, -2), p, None, seen)
+            of_v, trim_v = work.gradient("v", whole(seen.transpose(-1, -2) @ grad), v, of_s_v)
             scores = torch.ops.aten._softmax_backward_data(of_p, p, -1, p.dtype).mul_(work.scale)
-            ours, theirs = (work.headed(work.quantized(key, x)) for key, x in (("q", q), ("k", k)))
-            of_q, trim_q = work.gradient("q", whole(scores @ theirs), q, of_s)
-            of_k, trim_k = work.gradient("k", whole(scores.transpose(-1, -2) @ ours), k, of_s)
+            theirs = work.headed(work.quantized("k", k))
+            of_q, trim_q = work.gradient("q", whole(scores @ theirs), q, of_s, ours)
+            of_k, trim_k = work.gradient("k", whole(scores.transpose(-1, -2) @ work.headed(ours)), k, of_s)
         pairs = zip(work.log_scales, (of_s, of_s_v), work.scales)
         of_logs = (None if log is None else torch.from_numpy(of) * scale for log, of, scale in pairs)
         return of_q, of_k, of_v, *of_logs, trim_q, trim_k, trim_v, trim_p, None
@@ -127,10 +127,12 @@ class Work(Parts):
         """(B, N, C) as (B, heads, N, C / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def gradient(self, key: str, grad: Tensor, x: Tensor, of_scale: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """Gradients of x and of its trim; adds that of the scale."""
+    def gradient(
+        self, key: str, grad: Tensor, x: Tensor, of_scale: np.ndarray | None, seen: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of x and of its trim; adds that of the scale; `seen` takes the quantized x on the way."""
         low, high, scale, half, _, inverse = self.shares[key]
-        out, of_bounds, of_scaling = gradients(grad, x, self.walks[key])
+        out, of_bounds, of_scaling = gradients(grad, x, self.walks[key], seen=seen)
         of_scaling = of_scaling[:, 0]
         of_trim = np.empty(2, scale.dtype)
         loops.factor_grid_gradients(

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import loops
-from .compiled import Seen, array, as_it_lies, gradients, values
-from .fused import Convolution, Grid, buffer, no_autocast, products
+from .compiled import Seen, Walk, array, as_it_lies, gradients, values
+from .fused import Convolution, Grid, buffer, no_autocast, products, room
 from .parts import Half, Parts
 
 
@@ -51,11 +51,13 @@ class QuantizedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, log_scale, offset, work, *trims):
         plan = work.plan
-        x = as_it_lies(x, work.seen.tiles(x, plan.conv is not None))
+        conv = plan.conv is not None
+        x = as_it_lies(x, work.seen.tiles(x, conv))
         work.settle()
-        seen = work.quantized(x)
+        walk = work.seen.walk(x, conv)
+        seen = values(x, walk, buffer(0, x))
         weight, bias = work.weight_and_bias()
-        ctx.work = work
+        ctx.work, ctx.walk = work, walk
         ctx.save_for_backward(x, log_scale, offset, *trims)
         if plan.conv is None:
             return F.linear(seen, weight, bias)
@@ -65,11 +67,16 @@ class QuantizedLayer(torch.autograd.Function):
     def backward(ctx, grad):
         (x, *_), work, plan = ctx.saved_tensors, ctx.work, ctx.work.plan
         with no_autocast(grad):
-            seen, weight = None if plan.frozen else work.quantized(x), work.weight_again()
+            weight, seen = work.weight_again(), None if plan.frozen else room(0, x)
             needed = work.bordered or not (plan.frozen or plan.reach is None)
-            inner, of_weight, of_bias = products(grad, x, seen, weight, plan.conv, (True, not plan.frozen, needed))
-            of_x, of_scaling, of_trims = work.of_input(inner, x, weight, of_bias, ctx.needs_input_grad[0])
-            of_trims += [None] * len(of_trims) if plan.frozen else work.of_weight(of_weight, of_bias, of_scaling)
+            inner, _, of_bias = products(grad, x, None, weight, plan.conv, (True, False, needed))
+            given = (inner, x, ctx.walk, weight, of_bias, seen)
+            of_x, of_scaling, of_trims = work.of_input(*given, ctx.needs_input_grad[0])
+            if plan.frozen:
+                of_trims += [None] * len(of_trims)
+            else:
+                _, of_weight, _ = products(grad, x, seen, weight, plan.conv, (False, True, False))
+                of_trims += work.of_weight(of_weight, of_bias, of_scaling)
         of_logs = None, None
         if plan.reach is not None:
             of_scaling[0] *= work.scale
@@ -131,14 +138,10 @@ class Work(Parts):
                 self.levels, self.integer, self.bordered, self.lower, self.upper, self.zero, half.ends, half.flags,
             )  # fmt: skip
 
-    def quantized(self, x: Tensor) -> Tensor:
-        """Q(x~), less what a zero is quantized to, in a buffer of this thread's where there is one."""
-        return values(x, self.seen.walk(x, self.plan.conv is not None), buffer(0, x))
-
     def weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
         """The quantized weight, and the bias with what shift and padding leave to it."""
         plan, weight = self.plan, self.plan.weight
-        out = self._room()
+        out = room(1, self.flat)
         bias = torch.zeros(len(weight), dtype=weight.dtype) if plan.bias is None else plan.bias.detach().clone()
         done, of_bias = array(out).reshape(self.rows.shape), array(bias)
         for half in self.weight_halves:
@@ -150,7 +153,7 @@ class Work(Parts):
 
     def weight_again(self) -> Tensor:
         """The quantized weight of the last forward pass, which nobody kept."""
-        out = self._room()
+        out = room(1, self.flat)
         for half in self.weight_halves:
             loops.weight_again(
                 self.rows, self.scale, half.first, half.last, self.weight_levels, self.integer,
@@ -158,19 +161,16 @@ class Work(Parts):
             )  # fmt: skip
         return out
 
-    def _room(self) -> Tensor:
-        """Memory for the quantized weight that the next call may overwrite."""
-        room = buffer(1, self.flat)
-        return torch.empty_like(self.flat) if room is None else room
-
-    def of_input(self, grad: Tensor, x: Tensor, weight: Tensor, of_bias: Tensor | None, wanted: bool) -> tuple:
-        """Gradients of x, of (scale, shift) as an array, and of the activation's trims."""
+    def of_input(
+        self, grad: Tensor, x: Tensor, walk: Walk, weight: Tensor, of_bias: Tensor | None, seen: Tensor | None,
+        wanted: bool,
+    ) -> tuple:  # fmt: skip
+        """Gradients of x, if `wanted`, of (scale, shift) as an array, and of the trims; `seen` takes Q(x~)."""
         around = None
         if self.bordered:  # as if every channel had the zero's value everywhere
             around = array((of_bias @ weight.flatten(1)).view(len(self.scale), -1).sum(1))
-        walk = self.seen.walk(x, self.plan.conv is not None)
-        out, of_ends, of_scaling = gradients(grad, x, walk, around, wanted)
-        of_scaling = of_scaling.sum(1)
+        out, of_ends, of_scaling = gradients(grad, x, walk, around, wanted, seen)
+        of_scaling = of_scaling.sum(1) if of_scaling.shape[1] > 1 else of_scaling[:, 0]
         of_trims = []
         for half in self.halves:
             of_lower, of_upper = of_ends[:, half.first : half.last].sum(1) if len(self.halves) > 1 else of_ends[:, 0]

@@ -159,10 +159,10 @@ def test_of_more_than_16_pairs_16_say_how_a_stage_began(begin):
     first, other = next(work.run()), begin(pairs=lab.bundled("calibration", 20, 32), seed=1)
     pairs = zip(together(work.q.encode, work.data.inputs), work.data.full["encoder"])
     each = np.array([(y - target).square().mean().item() for y, target in pairs])
-    judged, every = each[work.judges].mean(), each.mean()
+    judged, every = each[work.data.judges].mean(), each.mean()
     assert judged != pytest.approx(every, rel=1e-3), "these pairs cannot tell"
     assert first["loss"] == pytest.approx(judged, rel=1e-3)
-    assert len(set(work.judges)) == 16 and set(other.judges) != set(work.judges)
+    assert len(set(work.data.judges)) == 16 and set(other.data.judges) != set(work.data.judges)
 
 
 def test_a_stage_that_gets_worse_is_undone_wholly(run):
