@@ -5,11 +5,12 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, from 64 crops, and at equal cost: figures/methods*.csv (two hours)
-# make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, and beside joint training: figures/stability*.csv
-#                (20 minutes, and a quarter of an hour to train the third)
+# make methods   every method tuned alike, three seeds, from 64 crops, at equal cost, and from 256 and 512 crops:
+#                figures/methods*.csv (three hours)
+# make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, from two budgets: figures/stability*.csv (three
+#                quarters of an hour, and a quarter to train the third)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
-# make table2_whole REALSR=FOLDER   the same at W6A6 on 25 of RealSR's pictures, whole: figures/table2_whole*.csv (20 minutes)
+# make table2_whole REALSR=FOLDER   the same on 25 of RealSR's pictures, whole: figures/table2_whole*.csv (an hour)
 # make lowbits   every method at 4 to 2 bits, three seeds: figures/low_bits*.csv (an hour)
 # make timesteps PHOTOGRAPHS=FOLDER   two methods at four timesteps, three seeds: figures/timesteps*.csv (a quarter of an hour)
 # make mixed     two recipes of mixed widths beside W4A4 and W2A2, three seeds: figures/mixed.csv (20 minutes, after lowbits)
@@ -49,21 +50,24 @@ notebooks: $(READY)
 # Many pairs once, not few of them often: with other pairs a calibration then ends nearly as well.
 PAIRS := --pairs 64 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
-EQUAL := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
+TRAINED := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(ALL) --tuned figures/tuning.csv $(TABLE).csv
-	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(EQUAL) --tuned figures/tuning.csv --cost passionsr \
+	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods $(TRAINED),svdquant --tuned figures/tuning.csv --cost passionsr \
 	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
+	for pairs in 256 512; do \
+	    $(BIN)/python -m passionsr_lab compare --pairs $$pairs --epochs 1 --recipes W6A6 --methods $(TRAINED) \
+	        --tuned figures/tuning.csv $(TABLE)_$$pairs.csv || exit; done
 	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv
 	$(BIN)/python -m passionsr_lab compare --methods q-diffusion --tuned figures/tuning_q_diffusion.csv \
 	    $(TABLE)_q_diffusion.csv
 
-# Five seeds, of the embedded model at two timesteps and of one of other widths; two threads; and joint training beside DQC
-# from ever more pairs.  PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
+# Five seeds, of the embedded model at two timesteps and of one of other widths, from two budgets; and two threads.
+# PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
 STABLE = $(BIN)/python -m passionsr_lab compare --epochs 1 --jobs 2 --csv figures/stability
 build/narrow:
 	$(BIN)/python -m passionsr_lab train --images $(PHOTOGRAPHS) --out $@ --shape narrow --part 0.1
@@ -71,17 +75,16 @@ stability: $(READY) build/narrow
 	$(STABLE).csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias,passionsr --seeds 5
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
-	for pairs in 64 128 256 512; do \
-	    $(STABLE)_$$pairs.csv --pairs $$pairs --recipes W6A6 --methods lbq+let,passionsr --seeds 3 || exit; done
+	$(STABLE)_256.csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant; Q-Diffusion from the pairs that its rates were chosen
-# with.  REALSR is the folder of RealSR's test pairs (lr/ and hr/): centre crops at three widths, or at W6A6 whole pictures,
-# every fourth, none of those that `tools.transfer` looks at.
+# with.  REALSR is the folder of RealSR's test pairs (lr/ and hr/): centre crops of all, or every fourth whole, none of
+# those that `tools.transfer` looks at.
 ROWS := FP,PassionSR-FP,maxmin,let,lsq,efficientdm,svdquant,lbq+let,passionsr
-TABLE2 = $(BIN)/python -m passionsr_lab table2 --size 64 --protocol offline --jobs 2
-CROPS = --bits W8A8,W6A6,W4A4 --datasets bundled,RealSR=$(REALSR) --crop 128
+TABLE2 = $(BIN)/python -m passionsr_lab table2 --bits W8A8,W6A6,W4A4 --size 64 --protocol offline --jobs 2
+CROPS = --datasets bundled,RealSR=$(REALSR) --crop 128
 PART := build/whole_pairs
-WHOLE = --bits W6A6 --datasets RealSR=$(PART)
+WHOLE = --datasets RealSR=$(PART)
 define paper
 	$(TABLE2) $(2) $(PAIRS) --methods $(ROWS) --tuned figures/tuning.csv --out build/$(1)
 	$(TABLE2) $(2) --pairs 16 --methods q-diffusion --tuned figures/tuning_q_diffusion.csv --out build/$(1)_q

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
-from scipy.stats import t
 
 import passionsr_lab as lab
 from passionsr_lab import plots, widgets
@@ -42,8 +41,7 @@ PAIRS, SIZE = 12, 64  # calibration crops and their HR pixels
 EPOCHS, BATCH, SEED = 4, 4, 0  # joint calibration makes as many updates of modules as DQC in sum
 TESTS, TEST_SIZE = 4, 128
 EVERY = 6  # steps between two measurements
-COMMITTED = "stability"  # figures/stability_runs.csv has every run, stability_64_runs.csv those of both calibrations
-BUDGETS = (64, 128, 256, 512)  # from 64 pairs, and so on
+COMMITTED = "stability"  # figures/stability_runs.csv has every run from 64 crops, stability_256_runs.csv from more
 FIGURES = figures_folder()
 
 # %%
@@ -239,9 +237,9 @@ comparison.round(2).T
 # ## With seeds, and on other models
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
 # DQC, LET's untrained start (`let`) and the same with its biases corrected (`let+bias`), with five seeds, each with 64 crops
-# of its own that are seen once, on the embedded model at t = 999 and at t = 249, and on one of other widths and latent
-# channels, which the package's own command trains. *Spread* is the largest difference between two of a row's runs, *below
-# start* how many of them end below LET's start from the same pairs.
+# of its own that are seen once, the first two also with 256, on the embedded model at t = 999 and at t = 249, and on one of
+# other widths and latent channels, which the package's own command trains. *Spread* is the largest difference between two
+# of a row's runs, *below start* how many of them end below LET's start from the same pairs.
 
 
 # %%
@@ -252,11 +250,13 @@ def spread(frame, by):
 
 
 names = METHODS | {"let": "LET's start", "let+bias": "LET's start, biases corrected"}
-runs, table = committed(f"{COMMITTED}_runs"), None
+parts = [committed(f"{COMMITTED}{more}_runs") for more in ("", "_256")]
+runs, table = None if any(part is None for part in parts) else pd.concat(parts, ignore_index=True), None
 if runs is not None:
-    starts = runs[runs.method == "let"].set_index(["model", "recipe", "seed"]).psnr_fp
-    runs["below"] = runs.psnr_fp < starts.loc[list(zip(runs.model, runs.recipe, runs.seed))].to_numpy()
-    row = ["model", "recipe", "method"]
+    drawn_from = ["pairs", "model", "recipe", "seed"]
+    starts = runs[runs.method == "let"].set_index(drawn_from).psnr_fp
+    runs["below"] = runs.psnr_fp < starts.loc[list(runs[drawn_from].itertuples(index=False))].to_numpy()
+    row = ["pairs", "model", "recipe", "method"]
     table = spread(runs, row).assign(**{"below start": runs.groupby(row, sort=False).below.sum()})
 table.rename(names).round(2) if table is not None else None
 
@@ -265,7 +265,8 @@ stable = None
 if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
-    drawn = runs.assign(method=runs.method.map(names), group=runs.model.str.split("/").str[-1] + "\n" + runs.recipe)
+    kinds = runs.method.map(names) + ", " + runs.pairs.astype(str) + " crops"
+    drawn = runs.assign(method=kinds, group=runs.model.str.split("/").str[-1] + "\n" + runs.recipe)
     heading = "DQC and what it starts from on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)
     stable.axes[0].set_xlabel("model, recipe")
@@ -297,28 +298,13 @@ both.round(2) if both is not None else None
 
 # %% [markdown]
 # ## DQC or joint training, and how many pairs are enough
-# Both calibrations of the embedded model, with as many updates of modules, from ever more crops that are seen once: where
-# they end, how far three seeds are apart, and what twice as many crops bring (the mean of the differences between equal
-# seeds, with half of its 95 % interval).
+# Every method that trains, on the embedded model at W6A6, from ever more crops that are seen once (`make methods`): where it
+# ends with three seeds, the largest difference of two in brackets, what twice as many crops bring, and what DQC gains over
+# it from 512 (means of the differences between equal seeds, half of the 95 % interval behind ±, bold where it does not
+# hold 0).
 
 # %%
-parts, budget = [committed(f"{COMMITTED}_{pairs}_runs") for pairs in BUDGETS], None
-if all(part is not None for part in parts):
-    few = pd.concat(parts).sort_values(["method", "pairs"])
-    budget = spread(few, ["method", "pairs"])
-    more = few.pivot(index=["method", "seed"], columns="pairs", values="psnr_fp").diff(axis=1).groupby("method")
-    budget["over half as many"] = more.mean().stack()
-    budget["half_width"] = (t.ppf(0.975, more.count() - 1) * more.sem()).stack()
-budget.rename(names).round(2) if budget is not None else None
-
-# %% [markdown]
-# And what DQC gains over joint training from so many pairs, in dB:
-
-# %%
-gaps, gained = [committed(f"{COMMITTED}_{pairs}_differences") for pairs in BUDGETS], None
-if all(part is not None for part in gaps):
-    gained = pd.concat(gaps, keys=BUDGETS, names=["pairs"]).droplevel(1)
-gained.round(2) if gained is not None else None
+readme.shown("budgets")
 
 # %% [markdown]
 # ## Your turn

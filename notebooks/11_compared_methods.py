@@ -25,6 +25,7 @@ from passionsr_lab.analysis.propagation import propagation
 from passionsr_lab.calibration.loop import Calibration
 from passionsr_lab.evaluation import tables
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
+from passionsr_lab.quantization.layer import mode
 from passionsr_lab.tools.notebooks import figures_folder
 from passionsr_lab.widgets import follow
 
@@ -36,6 +37,7 @@ METHODS = ["maxmin", "lsq", "q-diffusion", "efficientdm", "svdquant", "passionsr
 PAIRS, SIZE, EPOCHS, BATCH, SEED = 4, 64, 1, 4, 0  # short calibrations
 LONGER = {"efficientdm": 8}  # epochs of a method whose update would not yet be seen
 TESTS, TEST_SIZE = 4, 128  # test crops and their HR pixels
+LARGER, SIZES, LARGE = "W8A8", (64, 128, 256), 2  # recipe, HR pixels and number of pictures that grow
 SIDE = 48  # of the part of the weight, as a matrix, that maps show
 FIGURES = figures_folder()
 
@@ -214,6 +216,41 @@ columns = ["UNet: SQNR of the noise", "of the clean latent", "PSNR to full preci
 table = pd.DataFrame({label[name]: lost(q) for name, (q, _, _) in models.items()}, index=columns).T
 table.round(2)
 
+# %% [markdown]
+# ## On larger pictures
+# Boundaries come from small crops, but pictures may be larger. In a channel that is nearly constant but for a few places a
+# group normalization lifts these the further, the larger the picture is: of the embedded model's UNet one corner of the
+# picture, in the input of the last layer. A boundary cuts off what lies beyond it, and Eq. 9 multiplies what comes of that.
+# LET's scale leaves such a channel room, since the largest of all channels sets the boundary; SVDQuant's searched scale
+# makes channels alike. The largest value over the upper boundary, and what the layer's quantization costs there: PSNR to
+# full precision, and the same with this layer in float. One short calibration each.
+
+
+# %%
+@torch.no_grad()
+def grown(q, size):
+    """The largest input of the UNet's last layer over its boundary, and PSNR to full precision, also with that layer in
+    float; means over pictures of so many HR pixels."""
+    last, rows = q.layers["unet.conv_out"], []
+    top = float(last.act_quantizers[0].bounds(*last.input_ranges()[0])[1])
+    for pair in lab.bundled("test", LARGE, size):
+        with observing(q) as seen:
+            image = q(pair.lr)
+        largest = seen.layers(after=True).set_index("layer").high["unet.conv_out"]
+        with mode(last, "float"):
+            without = q(pair.lr)
+        full = pipe(pair.lr)
+        rows.append([largest / top, psnr_rgb(image, full), psnr_rgb(without, full)])
+    return np.mean(rows, 0)
+
+
+growth = {}
+for name in ("let", "svdquant", "passionsr"):
+    q = lab.calibrated(pipe, LARGER, name, pairs, epochs=EPOCHS, batch=BATCH, seed=SEED)
+    growth |= {(label[name], size): grown(q, size) for size in SIZES}
+larger = pd.DataFrame(growth, index=["largest over boundary", "PSNR to full precision", "last layer in float"]).T
+larger.rename_axis(index=["method", "HR pixels"]).round(2)
+
 # %%
 plain = table.drop(label["svdquant"])  # which has a branch beside the integers
 assert 0.01 < share < 0.5, "AdaRound turns some roundings, and not most"
@@ -222,3 +259,6 @@ assert (jumps > 0).any() and jumps.max() <= 2 ** q.layers[LAYER].setting.weight_
 assert energies["rest"] < energies["transformed"], "the branch carries energy"
 assert (table[columns[0]] > table[columns[1]]).all(), "Eq. 9 makes the error larger beside its signal"
 assert (plain[columns[2]] >= plain[columns[2]][label["maxmin"]]).all(), "each is better than MaxMin"
+cut = larger["last layer in float"] - larger["PSNR to full precision"]
+assert cut[label["svdquant"], max(SIZES)] > cut[label["svdquant"], min(SIZES)] + 1, "what grows is cut off"
+assert cut[label["svdquant"], max(SIZES)] > cut.drop(label["svdquant"]).max() + 1, "and of SVDQuant most"

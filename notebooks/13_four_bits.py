@@ -245,10 +245,8 @@ runs = None if any(part is None for part in parts) else pd.concat(parts, ignore_
 if runs is None:
     print(f"There is no figures/{COMMITTED}.csv yet: `make lowbits` makes it.")
 else:
-    runs["label"] = runs.method.map(lambda m: labels.get(m, m))
     print(f"Full precision: PSNR-Y {runs.psnr_y_full.mean():.2f} dB; seeds {sorted(map(int, runs.seed.unique()))}")
-scores = None if runs is None else runs.pivot_table(["psnr_fp", "psnr_y"], "label", "recipe", sort=False)
-None if scores is None else scores.round(2)
+readme.shown("low bits")
 
 # %% [markdown]
 # A recipe need not give every layer the same bits. *mixed 4* and *mixed 2* were chosen by `passionsr-lab mixed`, on

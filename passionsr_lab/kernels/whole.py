@@ -101,8 +101,8 @@ class Work(Parts):
         self.plan, self.log_scale, self.offset, self.trims = plan, log_scale, offset, trims
         self.low, self.high = array(plan.low), array(plan.high)
         kind, channels = self.low.dtype.type, len(plan.low)
-        self.scaling = torch.stack((torch.ones_like(plan.low), torch.zeros_like(plan.low)))
-        self.scale, self.shift = array(self.scaling)
+        self.scales, self.shifts = torch.ones_like(plan.low), torch.zeros_like(plan.low)
+        self.scale, self.shift = array(self.scales), array(self.shifts)
         self.reach = None if plan.reach is None else array(plan.reach)
         self.levels, self.integer = kind(2**plan.act.bits - 1), plan.act.zero_point == "integer"
         self.weight_levels = kind(2**plan.of_weight.bits - 1)
@@ -130,8 +130,8 @@ class Work(Parts):
     def settle(self) -> None:
         """Scale, shift and boundaries of the activation, as parameters are now."""
         if self.plan.reach is not None:
-            torch.exp(self.log_scale, out=self.scaling[0])
-            torch.mul(self.plan.reach, self.offset, out=self.scaling[1])
+            torch.exp(self.log_scale, out=self.scales)
+            torch.mul(self.plan.reach, self.offset, out=self.shifts)
         for half in self.halves:
             loops.input_grid(
                 self.low, self.high, self.plan.padded, self.scale, self.shift, half.first, half.last, half.trim,

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..evaluation.sweep import differences
 from ..evaluation.table2 import FULL
-from ..methods import METHODS
+from ..methods import DEFAULT, METHODS
 from ..util.files import replacing
 from .notebooks import checkout, committed
 
@@ -35,8 +35,7 @@ LOW_STEPS = (  # and of those for few bits
     ("best-merged", "passionsr"), ("best", "best-merged"), ("best", "svdquant"), ("best", "qartsr"),
     ("best", "quantvsr"), ("qartsr", "quantvsr"),
 )  # fmt: skip
-METRICS = ("PSNR", "SSIM", "MS-SSIM", "FSIM", "VIF", "GMSD", "NLPD")
-BUDGETS = (64, 128, 256, 512)
+BUDGETS = (64, 256, 512)
 _TABLE = re.compile(r"(<!-- ([a-z0-9 ]+) -->\n).*?(\n<!-- end -->)", re.S)
 
 
@@ -47,7 +46,7 @@ def filled(text: str) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     head = list(head)
-    lines = [head, ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
+    lines = [map(str, head), ["---"] * len(head), *([str(cell) for cell in row] for row in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -126,8 +125,8 @@ def _gaps(runs: DataFrame, steps: Sequence[tuple[str, str]] = STEPS, widths: Seq
     return _table(["", *widths], rows)
 
 
-def _table2() -> list[str]:
-    table = _committed("table2")
+def _table2(name: str = "table2") -> list[str]:
+    table = _committed(name)
     columns = [(s, w) for s in table.dataset.unique() for w in WIDTHS]
 
     def row(method: str) -> list[str]:
@@ -140,21 +139,13 @@ def _table2() -> list[str]:
     return _table(["method", *map(", ".join, columns)], map(row, [m for m in table.method.unique() if m != "FP"]))
 
 
-def _whole() -> list[str]:
-    table = _committed("table2_whole")
-    table = table[table.method != "FP"]  # with the prompt branch, which no other row has
-    rows = ([r.method, f"{r.PSNR:.2f}", *(f"{r[m]:.3f}" for m in METRICS[1:])] for _, r in table.iterrows())
-    return _table(["method", *METRICS], rows)
-
-
 def _stability() -> list[str]:
-    runs = _runs("stability")
-    groups = runs.groupby(["model", "method"], sort=False)
+    groups = _runs("stability", "stability_256").groupby(["pairs", "model", "method"], sort=False)
     rows = (
-        [model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
-        for (model, method), own in groups
+        [pairs, model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
+        for (pairs, model, method), own in groups
     )
-    return _table(["model", "method", *WIDTHS, "CPU s"], rows)
+    return _table(["crops", "model", "method", *WIDTHS, "CPU s"], rows)
 
 
 def _starts() -> list[str]:
@@ -167,21 +158,19 @@ def _starts() -> list[str]:
 
 
 def _budgets() -> list[str]:
-    import pandas as pd
+    more = BUDGETS[1:]
+    runs = _runs("methods", *(f"methods_{pairs}" for pairs in more)).query("recipe == 'W6A6'")
+    longest = runs[runs.pairs == more[-1]]
 
-    few, rows = pd.concat([_runs(f"stability_{pairs}") for pairs in BUDGETS]), []
-    methods = list(few.method.unique())
-    for pairs in BUDGETS:
-        row = [str(pairs)]
-        for method in methods:
-            own = few[few.method == method].assign(method=lambda t: t.pairs.astype(str))
-            at = own[own.pairs == pairs]
-            more = differences(own[own.pairs.isin((pairs // 2, pairs))]) if pairs > BUDGETS[0] else own[:0]
-            row += [f"{at.psnr_fp.mean():.2f} ± {at.psnr_fp.std():.2f}", _gap(more) if len(more) else ""]
-            row.append(f"{at.cpu_seconds.mean():.0f}")
-        rows.append([*row, _gap(differences(few[few.pairs == pairs]))])
-    head = [cell for method in methods for cell in (f"`{method}`", "over half as many", "CPU s")]
-    return _table(["crops", *head, f"`{methods[1]}` over `{methods[0]}`"], rows)
+    def row(method: str) -> list[str]:
+        own = runs[runs.method == method]
+        twice = differences(own[own.pairs.isin(more)].assign(method=lambda t: t.pairs.astype(str)))
+        ours = "" if method == DEFAULT else _over(longest, DEFAULT, method, ["W6A6"])[0]
+        cpu = f"{longest.cpu_seconds[longest.method == method].mean():.0f}"
+        return [_called(method), *(_spread(own.psnr_fp[own.pairs == n], True) for n in BUDGETS), _gap(twice), ours, cpu]
+
+    head = ["method", *BUDGETS, f"{more[1]} over {more[0]}", f"`{DEFAULT}` over it", "CPU s"]
+    return _table(head, map(row, [name for name in METHODS if name in {*longest.method}]))
 
 
 def _timesteps() -> list[str]:
@@ -218,7 +207,7 @@ TABLES: dict[str, Callable[[], list[str]]] = {
     "equal cost": lambda: _methods(_runs("methods_cost")),
     "equal cost gaps": lambda: _gaps(_runs("methods_cost")),
     "table2": _table2,
-    "whole": _whole,
+    "whole": lambda: _table2("table2_whole"),
     "stability": _stability,
     "starts": _starts,
     "budgets": _budgets,
