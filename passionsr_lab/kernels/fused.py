@@ -263,6 +263,16 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+def extremes(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """(C,) the smallest and the largest value of every channel; channels lie along `dim`."""
+    x, dim = x[None], dim % x.ndim + 1
+    if dim == 2 and (tiles := compiled.tiles_of(x[0])):  # rows of few channels alone take torch tens of times as long
+        x, dim = x.movedim(2, -1).reshape(-1, tiles, x.shape[2]), 2
+        x = torch.stack((x.amin(0), x.amax(0)))
+    others = [i for i in range(x.ndim) if i != dim]
+    return x.amin(others), x.amax(others)
+
+
 def no_autocast(t: Tensor):
     kind = t.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()

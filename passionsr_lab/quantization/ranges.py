@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..kernels.compiled import tiles_of
+from ..kernels.fused import extremes
 
 
 class Range(nn.Module):
@@ -29,12 +29,8 @@ class Range(nn.Module):
         """Takes in x, whose channels lie along `dim`."""
         if self.watch is not None:
             self.watch(x.detach(), dim)
-        x, dim = x.detach()[None], dim % x.ndim + 1
-        if dim == 2 and (tiles := tiles_of(x[0])):  # rows of few channels alone take torch tens of times as long
-            x, dim = x.movedim(2, -1).reshape(-1, tiles, x.shape[2]), 2
-            x = torch.stack((x.amin(0), x.amax(0)))
-        others = [i for i in range(x.ndim) if i != dim]
-        self.set(torch.minimum(self.low, x.amin(others)), torch.maximum(self.high, x.amax(others)))
+        low, high = extremes(x.detach(), dim)
+        self.set(torch.minimum(self.low, low), torch.maximum(self.high, high))
 
     @torch.no_grad()
     def set(self, low: Tensor, high: Tensor) -> None:

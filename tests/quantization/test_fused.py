@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from filled import disturb, filled, relative
 
-from passionsr_lab.kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, grid_of
+from passionsr_lab.kernels.fused import Convolution, FakeQuantize, Grid, QuantizedOperation, extremes, grid_of
 from passionsr_lab.quantization.filling import LET
 from passionsr_lab.quantization.layer import QuantLayer, mode
 from passionsr_lab.quantization.quantizer import fake_quantize
@@ -158,3 +158,16 @@ def test_many_pairs_of_bounds_on_one_tensor_are_each_of_them_alone_gradients_too
     ours, theirs = (torch.autograd.grad((y * weights).sum(), (x, lower, upper)) for y in (both, alone))
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [
+    ((2, 3, 4, 6), 1), ((1, 96, 8, 8), 1), ((3, 5, 7, 3), 1), ((2, 3, 4, 6), -1), ((2, 3, 4, 6), 0), ((4, 9, 5), -1),
+    ((7, 5), 1), ((5,), -1),
+])  # fmt: skip
+def test_extremes_are_those_of_all_values_of_a_channel_however_they_lie_in_memory(shape, dim):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    channels = x.movedim(dim, 0).flatten(1) if x.ndim > 1 else x[:, None]
+    last = [x.contiguous(memory_format=torch.channels_last)] if x.ndim == 4 else []
+    for same in (x, *last):
+        low, high = extremes(same, dim)
+        assert torch.equal(low, channels.amin(1)) and torch.equal(high, channels.amax(1))
