@@ -8,8 +8,10 @@ import torch
 from filled import same, told
 from made import refused
 
+import passionsr_lab as lab
 from passionsr_lab.calibration import checkpoint
 from passionsr_lab.calibration.method import Method, Stage
+from passionsr_lab.calibration.task import task
 from passionsr_lab.methods import METHODS
 from passionsr_lab.quantization.filling import LET
 from passionsr_lab.quantization.place import quantize
@@ -44,6 +46,32 @@ def test_an_interrupted_run_goes_on_to_exactly_the_uninterrupted_result(pipe, be
         assert fresh.history["cost"]["seconds"] == pytest.approx(sum(r["seconds"] for r in work.records))
     if method is SHORT:
         assert {r["step_length"] for r in records} & {0.0, 0.125, 0.25, 0.5}, "no stage went back"
+
+
+@pytest.fixture(scope="module")
+def encoded(begin):
+    """A function (judged) -> the batches in which the encoder makes what the UNet begins with."""
+
+    def make(judged):
+        work = begin("lbq", pairs=lab.bundled("calibration", 18, 16), batch=3)
+        work._begin()
+        work.data.targets()
+        work.observe(until="encoder")
+        batches, forward = [], work.data.forward
+        work.data.forward = lambda segment, x: batches.append(x) or forward(segment, x)
+        if judged:
+            work._judged(task(Stage("encoder", ("bounds",)), None, work.data))
+        assert len(work.data.entering("unet")) == 18
+        return batches
+
+    return make
+
+
+def test_inputs_of_a_module_are_made_in_the_same_batches_whether_the_one_before_was_judged_in_this_process(encoded):
+    """What says how a stage ended goes on to the next module, and rounding depends on how many are made together."""
+    ours, others = encoded(judged=True), encoded(judged=False)
+    assert [len(x) for x in ours] == [3, 3, 3, 3, 3, 1, 2], "16 that are judged, and two"
+    assert all(torch.equal(x, y) for x, y in zip(ours, others, strict=True))
 
 
 def test_a_run_keeps_its_state_at_the_end_of_every_stage(begin, run, tmp_path):
