@@ -265,7 +265,7 @@ stable = None
 if runs is not None:
     told = {name: ", ".join(map(str, runs[name].unique())) for name in ("pairs", "size", "epochs", "batch", "threads")}
     told["seeds"] = ", ".join(map(str, sorted(runs.seed.unique())))
-    kinds = runs.method.map(names) + ", " + runs.pairs.astype(str) + " crops"
+    kinds = runs.method.map(lambda m: lab.METHODS[m].label) + runs.pairs.map({64: "", 256: ", 256 crops"})
     drawn = runs.assign(method=kinds, group=runs.model.str.split("/").str[-1] + "\n" + runs.recipe)
     heading = "DQC and what it starts from on three models: all runs"
     stable = plots.ablation(drawn, groups="group", heading=heading, width=plots.PAGE, caption=told)

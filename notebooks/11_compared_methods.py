@@ -247,7 +247,7 @@ def grown(q, size):
 growth = {}
 for name in ("let", "svdquant", "passionsr"):
     q = lab.calibrated(pipe, LARGER, name, pairs, epochs=EPOCHS, batch=BATCH, seed=SEED)
-    growth |= {(label[name], size): grown(q, size) for size in SIZES}
+    growth |= {(lab.METHODS[name].label, size): grown(q, size) for size in SIZES}
 larger = pd.DataFrame(growth, index=["largest over boundary", "PSNR to full precision", "last layer in float"]).T
 larger.rename_axis(index=["method", "HR pixels"]).round(2)
 
