@@ -27,6 +27,7 @@ from passionsr_lab.evaluation import tables
 from passionsr_lab.imaging.psnr import psnr_rgb, psnr_y
 from passionsr_lab.quantization.layer import mode
 from passionsr_lab.tools.notebooks import figures_folder
+from passionsr_lab.util.hooks import hooks
 from passionsr_lab.widgets import follow
 
 # %% tags=["parameters"]
@@ -219,11 +220,24 @@ table.round(2)
 # %% [markdown]
 # ## On larger pictures
 # Boundaries come from small crops, but pictures may be larger. In a channel that is nearly constant but for a few places a
-# group normalization lifts these the further, the larger the picture is: of the embedded model's UNet one corner of the
-# picture, in the input of the last layer. A boundary cuts off what lies beyond it, and Eq. 9 multiplies what comes of that.
-# LET's scale leaves such a channel room, since the largest of all channels sets the boundary; SVDQuant's searched scale
-# makes channels alike. The largest value over the upper boundary, and what the layer's quantization costs there: PSNR to
-# full precision, and the same with this layer in float. One short calibration each.
+# group normalization lifts these the further, the larger the picture is. So it is with the input of the last layer of the
+# embedded model's UNet, in full precision: its largest value, the channel, and where in the picture it is.
+
+# %%
+places = []
+for size in SIZES:
+    with hooks() as add:
+        add(pipe.unet.conv_out.register_forward_pre_hook, lambda _, args: places.append(args[0][0]))
+        pipe(lab.bundled("test", 1, size)[0].lr)
+places = [(x.max().item(), *map(int, np.unravel_index(x.argmax().item(), x.shape)), x.shape[-1]) for x in places]
+told = ["largest", "channel", "row", "column", "columns in all"]
+pd.DataFrame(places, index=pd.Index(SIZES, name="HR pixels"), columns=told).round(2)
+
+# %% [markdown]
+# A boundary cuts off what lies beyond it, and Eq. 9 multiplies what comes of that. LET's scale leaves such a channel room,
+# since the largest of all channels sets the boundary; SVDQuant's searched scale makes channels alike. The largest value
+# over the upper boundary, and what the layer's quantization costs there: PSNR to full precision, and the same with this
+# layer in float. One short calibration each.
 
 
 # %%

@@ -50,8 +50,7 @@ class QuantizedLayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, log_scale, offset, work, *trims):
-        plan = work.plan
-        conv = plan.conv is not None
+        plan, conv = work.plan, work.plan.conv is not None
         x = as_it_lies(x, work.seen.tiles(x, conv))
         work.settle()
         walk = work.seen.walk(x, conv)
@@ -59,7 +58,7 @@ class QuantizedLayer(torch.autograd.Function):
         weight, bias = work.weight_and_bias()
         ctx.work, ctx.walk = work, walk
         ctx.save_for_backward(x, log_scale, offset, *trims)
-        if plan.conv is None:
+        if not conv:
             return F.linear(seen, weight, bias)
         return F.conv2d(seen, weight, bias, *plan.conv[:3], plan.conv.groups)
 

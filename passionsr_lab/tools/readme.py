@@ -158,18 +158,18 @@ def _starts() -> list[str]:
 
 
 def _budgets() -> list[str]:
-    more = BUDGETS[1:]
-    runs = _runs("methods", *(f"methods_{pairs}" for pairs in more)).query("recipe == 'W6A6'")
-    longest = runs[runs.pairs == more[-1]]
+    half, most = BUDGETS[-2:]
+    runs = _runs("methods", f"methods_{half}", f"methods_{most}").query("recipe == 'W6A6'")
+    longest = runs[runs.pairs == most]
 
     def row(method: str) -> list[str]:
         own = runs[runs.method == method]
-        twice = differences(own[own.pairs.isin(more)].assign(method=lambda t: t.pairs.astype(str)))
+        ends = (_spread(own.psnr_fp[own.pairs == pairs], largest=True) for pairs in BUDGETS)
+        twice = differences(own[own.pairs.isin((half, most))].assign(method=lambda t: t.pairs.astype(str)))
         ours = "" if method == DEFAULT else _over(longest, DEFAULT, method, ["W6A6"])[0]
-        cpu = f"{longest.cpu_seconds[longest.method == method].mean():.0f}"
-        return [_called(method), *(_spread(own.psnr_fp[own.pairs == n], True) for n in BUDGETS), _gap(twice), ours, cpu]
+        return [_called(method), *ends, _gap(twice), ours, f"{own.cpu_seconds[own.pairs == most].mean():.0f}"]
 
-    head = ["method", *BUDGETS, f"{more[1]} over {more[0]}", f"`{DEFAULT}` over it", "CPU s"]
+    head = ["method", *BUDGETS, f"{most} over {half}", f"`{DEFAULT}` over it", "CPU s"]
     return _table(head, map(row, [name for name in METHODS if name in {*longest.method}]))
 
 
