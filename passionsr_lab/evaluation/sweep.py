@@ -25,13 +25,15 @@ DEFAULTS = {
 def grid(**values: Iterable):
     """A DataFrame with one row for every combination of the values; what is not given has its default.
 
+    `pairs_seed`, where it is given, draws the pairs instead of `seed`.
+
     Example:
         >>> grid(method=["maxmin", "passionsr"], seed=range(3)).shape[0]
         6
     """
     import pandas as pd
 
-    unknown = values.keys() - DEFAULTS.keys()
+    unknown = values.keys() - DEFAULTS.keys() - {"pairs_seed"}
     if unknown:
         raise ValueError(f"A run has no setting {sorted(unknown)[0]!r}; it has {', '.join(DEFAULTS)}.")
     rows = [dict(zip(values, row)) for row in itertools.product(*values.values())]
@@ -54,7 +56,7 @@ def run(configuration: dict, store: str | Path | None = None) -> dict:
     c = DEFAULTS | configuration
     recipe = _recipe(c["recipe"])
     pipe, method = load(c["model"]), find(c["method"]).faster(c["rates"])
-    pairs = bundled("calibration", c["pairs"], c["size"], c["seed"])
+    pairs = bundled("calibration", c["pairs"], c["size"], c.get("pairs_seed", c["seed"]))
     tests = bundled(c["tests"], c["test_pairs"], c["test_size"], 0)
     options = {"epochs": c["epochs"], "batch": c["batch"], "seed": c["seed"]}
     content = calibration_key(fingerprint(pipe), recipe, method, pairs, **options)

@@ -32,8 +32,8 @@ def module_colour(name: str) -> str:
 def method_colour(label: str) -> str:
     """The colour of a method, by name or label, in every figure: by order of registration, whatever else is drawn.
 
-    What is a method's label and a comma ("LBQ, real zero point") has its colour; other labels that no method has take,
-    in the order in which they are first drawn, the colours that are left.
+    What begins with a method's label and a comma ("LBQ, real zero point") has its colour, the longest label's; other
+    labels that no method has take, in the order in which they are first drawn, the colours that are left.
 
     Example:
         >>> method_colour("maxmin") == method_colour("MaxMin") != method_colour("LBQ")
@@ -53,8 +53,8 @@ def method_look(label: str) -> dict:
     own = labels.get(label, label)
     _labels.extend(each for each in dict.fromkeys([*labels.values(), own]) if each not in _labels)
     place, left = _labels.index(own), len(PALETTE) - len(labels)
-    base = own.partition(",")[0]
-    if own not in labels.values() and base in labels.values():
+    base = max((known for known in labels.values() if own.startswith(f"{known},")), key=len, default=None)
+    if own not in labels.values() and base is not None:
         return look(place) | {"color": look(_labels.index(base))["color"]}
     return look(place) | ({"color": PALETTE[len(labels) + place % left]} if place >= len(PALETTE) and left > 0 else {})
 

@@ -70,6 +70,13 @@ def test_a_failed_run_is_told_after_the_others_have_been_made():
     assert len(told) == 3
 
 
+def test_pairs_have_a_seed_of_their_own_where_it_is_given():
+    """A method without training, which no order of steps touches, is then the same with every seed."""
+    own, shared = (sweep(grid(method=["let"], seed=range(2), **SMALL | more)) for more in ({}, {"pairs_seed": [1]}))
+    assert own.psnr_fp[0] != own.psnr_fp[1] and shared.psnr_fp.tolist() == [own.psnr_fp[1]] * 2
+    assert "pairs_seed" not in own and shared.pairs_seed.tolist() == [1, 1]
+
+
 def test_a_run_is_made_once_and_says_what_was_asked(pipe, tmp_path, monkeypatch):
     model, store = str(pipe.save(tmp_path / "small")), tmp_path / "store"
     asked = grid(model=[model], method=["maxmin", "lbq"], recipe=["W4A4"], **SMALL)

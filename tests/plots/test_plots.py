@@ -192,6 +192,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 def test_a_method_has_its_colour_whatever_else_is_drawn():
     for i, method in enumerate(lab.METHODS.values()):
         assert plots.method_colour(method.label) == plots.method_colour(method.name) == PALETTE[i % len(PALETTE)]
+    assert plots.method_colour("PassionSR, then end to end, 256 crops") == plots.method_colour("passionsr+e2e")
+    assert plots.method_colour("PassionSR, 256 crops") == plots.method_colour("passionsr")
     for labels in (LABELS, LABELS[2:], LABELS[::-2]):
         named = plots.ablation(ABLATION[ABLATION.method.isin(labels)]).axes[0].texts
         assert {t.get_text().replace("\n", " "): t.get_color() for t in named} == {
