@@ -5,10 +5,10 @@
 #                an hour on 2 cores); screenshots in build/browser/
 # make docs      the reference of the library out of its docstrings, in build/docs/ (offline)
 # make wheel     the wheel in a new environment elsewhere, without extras: it restores a picture there
-# make methods   every method tuned alike, three seeds, from 64 crops, at equal cost, and from 256 and 512 crops:
-#                figures/methods*.csv (three hours)
-# make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, from two budgets: figures/stability*.csv (three
-#                quarters of an hour, and a quarter to train the third)
+# make methods   every method tuned alike, three seeds, from 64 crops, at equal cost, and from 256 to 1024 crops:
+#                figures/methods*.csv (three and a half hours)
+# make stability PHOTOGRAPHS=FOLDER   DQC with five seeds on three models, from two budgets: figures/stability*.csv (an hour
+#                and three quarters, and a quarter to train the third)
 # make table2 REALSR=FOLDER   the paper's rows on the bundled pictures and RealSR's: figures/table2*.csv (12 minutes)
 # make table2_whole REALSR=FOLDER   the same on 25 of RealSR's pictures, whole: figures/table2_whole*.csv (an hour)
 # make lowbits   every method at 4 to 2 bits, three seeds: figures/low_bits*.csv (an hour)
@@ -51,6 +51,8 @@ notebooks: $(READY)
 PAIRS := --pairs 64 --epochs 1
 ALL := maxmin,let,let+bias,lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm,svdquant
 TRAINED := lbq,lbq+let,passionsr-strict,passionsr,passionsr+e2e,lsq,lsq+,efficientdm
+LONGEST := lbq,lbq+let,passionsr,lsq,efficientdm
+LONG = $(BIN)/python -m passionsr_lab compare --epochs 1 --recipes W6A6 --tuned figures/tuning.csv
 TABLE := --seeds 3 --jobs 2 --csv figures/methods
 methods: $(READY)
 	$(BIN)/python -m passionsr_lab tune $(PAIRS) --methods $(ALL) --jobs 2 --csv figures/tuning.csv
@@ -59,14 +61,14 @@ methods: $(READY)
 	    $(TABLE)_cost.csv
 	$(BIN)/python -m passionsr_lab compare $(PAIRS) --methods official,lsq-published,efficientdm-published \
 	    --recipes W6A6 $(TABLE)_published.csv
-	for pairs in 256 512; do \
-	    $(BIN)/python -m passionsr_lab compare --pairs $$pairs --epochs 1 --recipes W6A6 --methods $(TRAINED) \
-	        --tuned figures/tuning.csv $(TABLE)_$$pairs.csv || exit; done
+	for pairs in 256 512; do $(LONG) --pairs $$pairs --methods $(TRAINED) $(TABLE)_$$pairs.csv || exit; done
+	$(LONG) --pairs 1024 --methods $(LONGEST) $(TABLE)_1024.csv
 	$(BIN)/python -m passionsr_lab tune --methods q-diffusion --jobs 2 --csv figures/tuning_q_diffusion.csv
 	$(BIN)/python -m passionsr_lab compare --methods q-diffusion --tuned figures/tuning_q_diffusion.csv \
 	    $(TABLE)_q_diffusion.csv
 
-# Five seeds, of the embedded model at two timesteps and of one of other widths, from two budgets; and two threads.
+# Five seeds, of the embedded model at two timesteps and of one of other widths, from two budgets; two threads; and, with the
+# same pairs for all, what the order of steps does.
 # PHOTOGRAPHS is a folder of photographs of at least 256 x 256 pixels, such as BSDS500's.
 STABLE = $(BIN)/python -m passionsr_lab compare --epochs 1 --jobs 2 --csv figures/stability
 build/narrow:
@@ -75,7 +77,8 @@ stability: $(READY) build/narrow
 	$(STABLE).csv --pairs 64 --model tiny,tiny@249,build/narrow --methods let,let+bias,passionsr --seeds 5
 	OMP_WAIT_POLICY=passive $(STABLE)_threads.csv --pairs 64 --model tiny,build/narrow --recipes W6A6 --methods passionsr \
 	    --seeds 5 --threads 1,2
-	$(STABLE)_256.csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr --seeds 5
+	$(STABLE)_256.csv --pairs 256 --model tiny,tiny@249,build/narrow --methods let,passionsr,passionsr+e2e --seeds 5
+	$(STABLE)_order.csv --pairs 256 --pairs-seed 0 --model tiny,tiny@249,build/narrow --methods passionsr --seeds 5
 
 # The paper's Table 2, with LET's start, joint training and SVDQuant; Q-Diffusion from the pairs that its rates were chosen
 # with.  REALSR is the folder of RealSR's test pairs (lr/ and hr/): centre crops of all, or every fourth whole, none of

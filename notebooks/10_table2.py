@@ -149,7 +149,7 @@ figure if means is not None else None
 # %%
 labels = {m.name: m.label for m in lab.METHODS.values()}
 TUNINGS = "tuning", "tuning_q_diffusion"
-RUNS = "methods", "methods_q_diffusion", "methods_published", "methods_256", "methods_512"
+RUNS = "methods", "methods_q_diffusion", "methods_published", "methods_256", "methods_512", "methods_1024"
 tuning = [committed(name) for name in TUNINGS]
 runs = [committed(f"{name}_runs") for name in RUNS]
 have = all(table is not None for table in (*tuning, *runs))
@@ -176,7 +176,7 @@ readme.shown("methods")
 readme.shown("methods gaps")
 
 # %% [markdown]
-# And against cost, at W6A6: every run, also from 256 and 512 crops with the same rates.
+# And against cost, at W6A6: every run, also from 256 to 1024 crops with the same rates.
 
 # %%
 if have:

@@ -35,7 +35,7 @@ LOW_STEPS = (  # and of those for few bits
     ("best-merged", "passionsr"), ("best", "best-merged"), ("best", "svdquant"), ("best", "qartsr"),
     ("best", "quantvsr"), ("qartsr", "quantvsr"),
 )  # fmt: skip
-BUDGETS = (64, 256, 512)
+BUDGETS = (64, 256, 512, 1024)
 _TABLE = re.compile(r"(<!-- ([a-z0-9 ]+) -->\n).*?(\n<!-- end -->)", re.S)
 
 
@@ -140,10 +140,11 @@ def _table2(name: str = "table2") -> list[str]:
 
 
 def _stability() -> list[str]:
-    groups = _runs("stability", "stability_256").groupby(["pairs", "model", "method"], sort=False)
+    runs = _runs("stability", "stability_256", "stability_order")
+    crops = runs.pairs.astype(str).where(runs.pairs_seed.isna(), "the same " + runs.pairs.astype(str))
     rows = (
-        [pairs, model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
-        for (pairs, model, method), own in groups
+        [crops, model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
+        for (crops, model, method), own in runs.groupby([crops, "model", "method"], sort=False)
     )
     return _table(["crops", "model", "method", *WIDTHS, "CPU s"], rows)
 
@@ -158,19 +159,21 @@ def _starts() -> list[str]:
 
 
 def _budgets() -> list[str]:
-    half, most = BUDGETS[-2:]
-    runs = _runs("methods", f"methods_{half}", f"methods_{most}").query("recipe == 'W6A6'")
-    longest = runs[runs.pairs == most]
+    """The last columns are of the largest budget that a method has."""
+    runs = _runs("methods", *(f"methods_{pairs}" for pairs in BUDGETS[1:])).query("recipe == 'W6A6'")
 
     def row(method: str) -> list[str]:
         own = runs[runs.method == method]
         ends = (_spread(own.psnr_fp[own.pairs == pairs], largest=True) for pairs in BUDGETS)
+        half, most = sorted(own.pairs.unique())[-2:]
+        longest = runs[runs.pairs == most]
         twice = differences(own[own.pairs.isin((half, most))].assign(method=lambda t: t.pairs.astype(str)))
         ours = "" if method == DEFAULT else _over(longest, DEFAULT, method, ["W6A6"])[0]
         return [_called(method), *ends, _gap(twice), ours, f"{own.cpu_seconds[own.pairs == most].mean():.0f}"]
 
-    head = ["method", *BUDGETS, f"{most} over {half}", f"`{DEFAULT}` over it", "CPU s"]
-    return _table(head, map(row, [name for name in METHODS if name in {*longest.method}]))
+    trained = {*runs.method[runs.pairs > BUDGETS[0]]}
+    head = ["method", *BUDGETS, "last doubling", f"`{DEFAULT}` over it", "CPU s"]
+    return _table(head, map(row, [name for name in METHODS if name in trained]))
 
 
 def _timesteps() -> list[str]:
