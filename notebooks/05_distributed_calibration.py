@@ -238,8 +238,8 @@ comparison.round(2).T
 # ## With seeds, and on other models
 # One run is one draw: other pairs, another order of steps, another number of threads end elsewhere. `make stability` runs
 # DQC, LET's untrained start (`let`) and the same with its biases corrected (`let+bias`), with five seeds, each with 64 crops
-# of its own that are seen once, DQC, the same with a finish end to end and the start also with 256, on the embedded model at t = 999 and at t = 249, and on one of
-# other widths and latent channels, which the package's own command trains. *Spread* is the largest difference between two
+# of its own that are seen once; DQC, DQC with a finish end to end and the start also with 256; on the embedded model at
+# t = 999 and at t = 249, and on one of other widths and latent channels, which the package's own command trains. *Spread* is the largest difference between two
 # of a row's runs, *below start* how many of them end below LET's start from the same pairs.
 
 

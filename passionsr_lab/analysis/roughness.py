@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..calibration.state import FLOAT
 from ..imaging.psnr import psnr_rgb
 from ..quantization.layer import mode
 from ..quantization.place import QuantizedSR
-
-OWN = ("layer.", "original.")  # what a quantized layer has of the full-precision one
 
 
 @torch.no_grad()
@@ -33,7 +32,8 @@ def roughness(
     Args:
         q: a calibrated pipeline; it is as before afterwards, and other threads that use it wait.
         images: LR pictures, PIL or (3, h, w) in [0, 1].
-        sizes, draws: how large changes are and how many are tried of each; seed: of the draws.
+        sizes, draws: how large changes are and how many are tried of each; seed: of the first
+            draw, one more of each that follows.
 
     Raises:
         ValueError: the pipeline is not quantized or nothing in it is calibrated, or there are no images.
@@ -53,7 +53,7 @@ def roughness(
         raise ValueError("Roughness needs a quantized pipeline (lab.quantize), not a full-precision one.")
     if len(images) == 0:
         raise ValueError("Roughness needs at least one image.")
-    parameters = [p for x in q.layers.values() for name, p in x.named_parameters() if not name.startswith(OWN)]
+    parameters = [p for x in q.layers.values() for name, p in x.named_parameters() if not name.startswith(FLOAT)]
     if not parameters:
         raise ValueError("Nothing in this pipeline is calibrated; calibrate it first, by a method with parameters.")
     before, rows = [p.clone() for p in parameters], []

@@ -10,6 +10,8 @@ from ..quantization.place import QuantizedSR
 from ..quantization.ranges import Range
 from ..util.names import uncompiled_name
 
+FLOAT = ("layer.", "original.")  # what a quantized layer holds of the full-precision one
+
 
 def slot_tensors(q: QuantizedSR) -> dict[str, Tensor]:
     """Everything that quantization added, by name: parameters of slots and observed ranges, not copied."""
@@ -17,7 +19,7 @@ def slot_tensors(q: QuantizedSR) -> dict[str, Tensor]:
     for path, layer in q.named_modules():
         if isinstance(layer, Quantized):
             name = uncompiled_name(path)
-            own = {k: v for k, v in layer.state_dict().items() if not k.startswith(("layer.", "original."))}
+            own = {k: v for k, v in layer.state_dict().items() if not k.startswith(FLOAT)}
             found |= {f"{name}.{key}": value for key, value in own.items()}
     return found
 

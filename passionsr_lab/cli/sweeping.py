@@ -30,9 +30,9 @@ def of_runs(function: Callable) -> Callable:
 
 def asked(model, seeds, pairs_seed, epochs, pairs, threads) -> dict:
     """The options as values of a grid."""
-    few = {} if pairs_seed is None else {"pairs_seed": [pairs_seed]}
-    more = {"epochs": [epochs], "pairs": [pairs], "threads": threads or [None]}
-    return {"model": model, "seed": range(seeds)} | few | more
+    threads = threads or [None]
+    found = {"model": model, "seed": range(seeds), "epochs": [epochs], "pairs": [pairs], "threads": threads}
+    return found if pairs_seed is None else found | {"pairs_seed": [pairs_seed]}
 
 
 def swept(work, store, jobs: int):

@@ -141,10 +141,10 @@ def _table2(name: str = "table2") -> list[str]:
 
 def _stability() -> list[str]:
     runs = _runs("stability", "stability_256", "stability_order")
-    crops = runs.pairs.astype(str).where(runs.pairs_seed.isna(), "the same " + runs.pairs.astype(str))
+    drawn = runs.pairs.astype(str).where(runs.pairs_seed.isna(), "the same " + runs.pairs.astype(str))
     rows = (
         [crops, model.split("/")[-1], _called(method), *_spreads(own), f"{own.cpu_seconds.mean():.0f}"]
-        for (crops, model, method), own in runs.groupby([crops, "model", "method"], sort=False)
+        for (crops, model, method), own in runs.groupby([drawn, "model", "method"], sort=False)
     )
     return _table(["crops", "model", "method", *WIDTHS, "CPU s"], rows)
 
